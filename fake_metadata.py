@@ -1,0 +1,2633 @@
+#!/usr/bin/env python3
+"""Fake EC2 instance metadata service (IMDS) for a development box.
+
+Serves what a real instance finds at http://169.254.169.254/: rotating credentials of an instance
+profile, IMDSv1 and IMDSv2, and the whole tree of metadata. One file, standard library only.
+
+    python3 fake_metadata.py [OPTIONS] [HOST | HOST:PORT]          (default 127.0.0.1:8000)
+    export AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:8000/
+    curl http://127.0.0.1:8000/latest/meta-data/iam/security-credentials/BaseIAMRole
+
+Signals: HUP reopens the log and reads the configuration again, USR1 makes new credentials now,
+TERM and INT finish what is in flight and exit 0. Files: none but those named by --config and --log.
+Environment: EC2_LOCAL_HOSTNAME, EC2_LOCAL_IPV4 (public-hostname, public-ipv4), NOTIFY_SOCKET.
+
+Reading order: configuration, credentials, routes, session tokens, HTTP, server, log and signals, main.
+"""
+import base64
+import binascii
+import collections
+import errno
+import functools
+import heapq
+import itertools
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+
+
+
+class _Unused(type(sys)):
+    """Stands for a module that is imported below us and never used by us."""
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, *args):
+        return self
+
+
+def _import_without(*unused):
+    """Import what serves us without OpenSSL, email and more that comes along for others: half of a start, and 9 MB."""
+    import http
+    absent = [name for name in unused if name not in sys.modules]
+    sys.modules.update((name, _Unused(name)) for name in absent)
+    sys.modules["_hashlib"], http.client = sys.modules.get("_hashlib"), sys.modules["http.client"]
+    try:
+        import hashlib, hmac, http.server  # noqa: E401
+    finally:
+        for name in absent + ["_hashlib"] * (sys.modules["_hashlib"] is None):
+            del sys.modules[name]
+    return hashlib.blake2b, hmac.compare_digest, http.server.BaseHTTPRequestHandler, http.server.HTTPServer
+
+
+blake2b, compare_digest, BaseHTTPRequestHandler, HTTPServer = _import_without(
+    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "urllib.parse")
+
+VERSION = "1.0"
+DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
+
+# Versions of the metadata tree, as a real instance lists them (capture of 2026-09).
+VERSIONS = ("1.0 2007-01-19 2007-03-01 2007-08-29 2007-10-10 2007-12-15 2008-02-01 2008-09-01 2009-04-04 "
+            "2011-01-01 2011-05-01 2012-01-12 2014-02-25 2014-11-05 2015-10-20 2016-04-19 2016-06-30 "
+            "2016-09-02 2018-03-28 2018-08-17 2018-09-24 2019-10-01 2020-10-27 2021-01-03 2021-03-23 "
+            "2021-07-15 2022-09-24 2024-04-11 2025-10-04 2026-04-15 latest").split()
+
+# Session tokens (EC2 User Guide, "How Instance Metadata Service Version 2 works").
+MAX_TOKEN_TTL = 21600  # seconds: six hours
+TOKEN_PREFIX = b"\x01\x00\x04"  # what makes real ones begin with "AQAEA"
+TOKEN_SHAPE = r"AQAEA[A-Za-z0-9_-]{49}"
+
+# Credentials.
+REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration of the old credentials"
+FETCH_POLL = 0.05  # seconds between two looks at a running command or a changing file
+FIRST_FETCH_WAIT = 3  # seconds that the port stays closed for the first credentials
+CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs give up after one
+MAX_SOURCE_BYTES = 65536  # output of a credential command, and a shared credentials file
+MAX_BACK_OFF = 60  # seconds between two attempts at a source that fails
+
+# HTTP (hardening: every limit has a status of its own, see read_request).
+MAX_TARGET = 8192  # bytes, else 414
+MAX_HEAD = 16384  # bytes, else 431
+MAX_USER_DATA = 16384  # bytes, the limit of EC2
+MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at all
+REQUEST_SECONDS = 10  # for a whole request, and for a reader that does not read
+IDLE_SECONDS = 60  # between two requests on one connection
+LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
+STOP_SECONDS = 3  # after TERM, for requests in flight
+MAX_CONNECTIONS = 4096
+RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
+ACCEPT_BATCH = 128  # connections accepted before the others are looked at
+MAX_PENDING_OUTPUT = 65536  # bytes of pipelined answers before a client has to read some
+
+# Log.
+MAX_LOGGED_LINE = 8192  # characters of a request line; with the rest a line stays below 16 KiB
+MAX_LOGGED_AGENT = 1024
+MAX_LOG_BACKLOG = 1 << 18  # bytes kept for a disk that is full, then lines are counted and dropped
+PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting for its reader (PIPE_BUF)
+
+
+# ---------------------------------------------------------------- configuration ----------------
+
+# Section, key, form, default. "-": nothing unless configured; "=": derived from other facts. A form followed by [] is a
+# list separated by commas; eni-ID is the id of a resource; the other names are those of FORMS. A value may be empty
+# where the default is "-", or where the form ends with "?": then a fact that would be derived is left out.
+SETTINGS = """
+[server]
+bind                          address                    -
+log                           text                       -
+allowed-hosts                 host[]                     -
+
+[metadata-options]
+http-tokens                   optional|required          optional
+http-endpoint                 enabled|disabled           enabled
+http-put-response-hop-limit   1..64                      1
+instance-metadata-tags        enabled|disabled           disabled
+
+[instance]
+instance-id                   i-ID                       =
+instance-type                 instance-type              t3.micro
+instance-life-cycle           on-demand|spot|scheduled|capacity-block  =
+instance-action               none|shutdown|bundle-pending             none
+architecture                  x86_64|arm64|i386          =
+system                        nitro|xen|xen-on-nitro     =
+ami-id                        ami-ID                     =
+ami-launch-index              0..99999                   0
+ami-manifest-path             text                       (unknown)
+ancestor-ami-ids              ami-ID[]                   -
+reservation-id                r-ID                       =
+account-id                    account                    123456789012
+availability-zone             zone                       us-east-1a
+availability-zone-id          zone-id                    =
+launch-time                   time                       =
+key-name                      text                       -
+public-key                    public-key?                =
+placement-group               text                       -
+partition-number              1..7                       -
+host-id                       h-ID                       -
+kernel-id                     aki-ID                     -
+ramdisk-id                    ari-ID                     -
+product-codes                 text[]                     -
+billing-products              text[]                     -
+hibernation                   true|false                 -
+root-device                   device-path                /dev/xvda
+ebs-volumes                   device[]                   -
+ephemeral-volumes             device[]                   -
+swap-device                   device                     -
+monitoring                    enabled|disabled           -
+elastic-inference             accelerator                -
+
+[instance] [interface NAME]
+mac                           mac                        =
+interface-id                  eni-ID                     =
+local-ipv4                    ipv4[]?                    =
+local-hostname                host?                      =
+public-ipv4                   ipv4?                      =
+public-hostname               host?                      =
+ipv6                          ipv6[]                     -
+security-groups               text[]                     =
+security-group-ids            sg-ID[]                    =
+subnet-id                     subnet-ID                  =
+subnet-ipv4-cidr-block        ipv4-block                 =
+subnet-ipv6-cidr-blocks       ipv6-block[]               =
+vpc-id                        vpc-ID                     =
+vpc-ipv4-cidr-blocks          ipv4-block[]               =
+vpc-ipv6-cidr-blocks          ipv6-block[]               =
+ipv4-prefix                   ipv4-block[]               -
+ipv6-prefix                   ipv6-block[]               -
+network-card                  0..64                      -
+
+[interface NAME]
+device-number                 1..64                      =
+
+[credentials]
+role                          role?                      BaseIAMRole
+extended                      yes|no                     no
+
+[credentials] [role NAME]
+source                        generate|static|profile|process  generate
+lifetime                      lifetime                   6h
+access-key-id                 key-id                     -
+secret-access-key             secret                     -
+session-token                 secret                     -
+profile                       text                       default
+file                          text                       -
+command                       text                       -
+timeout                       duration                   30s
+
+[container]
+authorization-token           text                       -
+
+[tags]
+*                             any                        -
+
+[metadata]
+*                             any                        -
+
+[user-data]
+file                          text                       -
+text                          any                        -
+
+[events]
+spot-interruption             spot-interruption          -
+rebalance-recommendation      when                       -
+scheduled-maintenance         maintenance                -
+target-lifecycle-state        lifecycle-states           -
+
+[faults]
+*                             fault                      -
+"""
+NEEDED = {"static": ("access-key-id", "secret-access-key"), "process": ("command",)}  # by source of credentials
+KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has letters, digits and +-=.,_:@"),
+        "metadata": (r"/?([!-.0-~]+/)*[!-.0-~]+/?$", "write a path below meta-data/, such as placement/host-id")}
+
+
+class ConfigError(Exception):
+    """Say what is wrong in a configuration: file, section, key, and what would be right."""
+
+
+def load_config(path=None, environ=os.environ):
+    """Read and check a configuration file; return {section: {key: value}}, defaults filled in.
+
+    A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the defaults.
+    Raises ConfigError.
+    """
+    settings = _settings()
+    config = {kind: _check_section(path, kind, {}, keys) for kind, keys in settings.items() if "NAME" not in kind}
+    for section, pairs in _read_sections(path).items() if path else ():
+        kind = section if section in config else section.partition(" ")[0] + " NAME"
+        if kind not in settings:
+            raise ConfigError("%s: [%s]: unknown section%s" % (path, section, _nearest(section, settings)))
+        config[section] = _check_section(path, section, pairs, settings[kind])
+    for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"), ("public-ipv4", "EC2_LOCAL_IPV4")):
+        if environ.get(variable):
+            config["instance"][key] = _check("environment", "instance", variable, settings["instance"][key][0],
+                                             environ[variable])
+    return config
+
+
+def _settings():
+    """Return SETTINGS as {section: {key: (form, default)}}."""
+    settings = {}
+    for line in filter(None, SETTINGS.split("\n")):
+        if line.startswith("["):
+            sections = [settings.setdefault(name, {}) for name in line[1:-1].split("] [")]
+            continue
+        key, form, default = line.split()
+        for keys in sections:
+            keys[key] = form, default
+    return settings
+
+
+def _read_sections(path):
+    import configparser  # only where there is a configuration: 5 ms of each start
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), strict=True,
+                                          default_section="", empty_lines_in_values=False)
+    parser.optionxform = str
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            parser.read_file(file)
+    except OSError as error:
+        raise ConfigError("%s: %s" % (path, error.strerror)) from None
+    except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
+        raise ConfigError("%s: [%s] %s: stands there twice, line %d" % (
+            path, error.section, getattr(error, "option", ""), error.lineno)) from None
+    except configparser.ParsingError as error:  # its own text would show the line, which may hold a secret
+        raise ConfigError("%s: line %d is neither a [section] nor key = value" % (
+            path, getattr(error, "lineno", 0) or error.errors[0][0])) from None
+    except UnicodeDecodeError:
+        raise ConfigError("%s: is not UTF-8" % path) from None
+    return {section: dict(parser.items(section)) for section in parser.sections()}
+
+
+def _check_section(path, section, pairs, keys):
+    values = {key: _default(form, default) for key, (form, default) in keys.items() if key != "*"}
+    key_form, hint = KEYS.get(section, ("", ""))
+    for key, text in pairs.items():
+        form, default = keys.get(key) or keys.get("*") or (None, None)
+        if not form:
+            raise ConfigError("%s: [%s] %s: unknown key%s" % (path, section, key, _nearest(key, keys)))
+        if not re.match(key_form, key):
+            raise ConfigError("%s: [%s] %s: %s" % (path, section, key, hint))
+        values[key] = "" if not text and default == "-" else _check(path, section, key, form, text)
+    for key in NEEDED.get(values.get("source"), ()):
+        if not values[key]:
+            raise ConfigError("%s: [%s] %s: missing; source = %s needs it" % (path, section, key, values["source"]))
+    return values
+
+
+def _default(form, default):
+    if default in "=-":
+        return None if default == "=" else ""
+    return parse(form, default) if ".." in form or callable(FORMS.get(form)) else default
+
+
+def _check(path, section, key, form, text):
+    try:
+        return parse(form, text)
+    except ValueError as error:
+        raise ConfigError("%s: [%s] %s: %s" % (path, section, key, error)) from None
+
+
+def _nearest(name, known):
+    import difflib
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return "; did you mean %s?" % near[0] if near else "; known are: " + ", ".join(sorted(known))
+
+
+def parse(form, text):
+    """Return the value of a text in a form of SETTINGS. Raises ValueError with what would be right."""
+    if form.endswith("?"):
+        return parse(form[:-1], text) if text else ""
+    if form.endswith("[]"):
+        return "\n".join(parse(form[:-2], item.strip()) for item in text.split(","))  # as the service shows lists
+    if "|" in form:
+        if text not in form.split("|"):
+            raise ValueError("%r is not one of: %s" % (text, ", ".join(form.split("|"))))
+        return text
+    if ".." in form:
+        lowest, highest = map(int, form.split(".."))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and lowest <= int(text) <= highest):
+            raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
+        return int(text)
+    if form.endswith("-ID"):
+        return _match(text, form[:-2] + "([0-9a-f]{8}|[0-9a-f]{17})", form[:-2] + "0123456789abcdef0")
+    return _match(text, *FORMS[form]) if isinstance(FORMS[form], tuple) else FORMS[form](text)
+
+
+def _match(text, pattern, example):
+    if not re.fullmatch(pattern, text, re.ASCII):
+        raise ValueError("not right; write it like " + example)  # without the value, which may be a secret
+    return text
+
+
+DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text):
+    """Return the seconds of "1500ms", "90s", "5m", "6h" or "2d"."""
+    number = text.rstrip("mshd")
+    if not (number.isascii() and number.isdigit() and len(number) < 10 and text[len(number):] in DURATION_UNITS):
+        raise ValueError("%r is no duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
+    return int(number) * DURATION_UNITS[text[len(number):]]
+
+
+def lifetime(text):
+    """Return the seconds of a lifetime of credentials, one second to a week."""
+    if not 1 <= duration(text) <= 7 * 86400:
+        raise ValueError("%s is out of range; 1s to 7d" % text)
+    return duration(text)
+
+
+def timestamp(text):
+    """Return the seconds since the epoch of an ISO 8601 time, UTC or with an offset; fractions are dropped."""
+    import datetime
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:[Zz]|UTC|([+-]\d\d):?(\d\d))", text, re.ASCII)
+    try:
+        zone = (match.group(3) or "+00") + (match.group(4) or "00")
+        return int(datetime.datetime.strptime(" ".join(match.group(1, 2)) + zone, "%Y-%m-%d %H:%M:%S%z").timestamp())
+    except (AttributeError, ValueError, OverflowError):
+        raise ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % text) from None
+
+
+def when(text):
+    """Return a function from the start (seconds since the epoch) to the time meant by "+90s" or by a UTC time."""
+    if text.startswith("+"):
+        seconds = duration(text[1:])
+        return lambda start: start + seconds
+    try:
+        fixed = timestamp(text)
+    except ValueError:
+        raise ValueError("%r is no time; write +90s (after start or reload) or 2026-12-01T08:00:00Z" % text) from None
+    return lambda start: fixed
+
+
+def text(text):
+    """Check a text for one line."""
+    if not text or not text.isprintable():
+        raise ValueError("empty, or with characters that cannot be shown")
+    return text
+
+
+def ip_address(text, family=socket.AF_INET):
+    """Check an IPv4 or IPv6 address and return its usual form."""
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, text))
+    except (OSError, ValueError):
+        raise ValueError("%r is no %s address" % (text, "IPv4" if family == socket.AF_INET else "IPv6")) from None
+
+
+def ip_block(text, family=socket.AF_INET):
+    """Check an address block such as 10.0.0.0/16."""
+    address, _, bits = text.partition("/")
+    address, bits = ip_address(address, family), parse("0..32" if family == socket.AF_INET else "0..128", bits)
+    if block(address, bits) != text:
+        raise ValueError("%r is no block; did you mean %s?" % (text, block(address, bits)))
+    return text
+
+
+def block(address, bits):
+    """Return the CIDR block of so many bits that holds an address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    rest = len(packed) * 8 - bits
+    network = int.from_bytes(packed, "big") >> rest << rest
+    return "%s/%d" % (socket.inet_ntop(family, network.to_bytes(len(packed), "big")), bits)
+
+
+def bind_address(text):
+    """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        port = port[1:] if port.startswith(":") else port and "?"
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not re.fullmatch(r"[\w.%:-]+", host, re.ASCII) or not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 0) > 65535:
+        raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
+    return host, int(port or DEFAULT_BIND[1])
+
+
+ZONE = r"(([a-z]{2}|us-gov|us-isob?)-([a-z]+)-(\d))(?:-([a-z]+-\d)([a-z])|(-wl\d-[a-z]+-wlz-\d)|([a-z]))"
+MAINTENANCE = {  # Code of a scheduled event -> its Description
+    "instance-reboot": "scheduled reboot", "system-reboot": "scheduled reboot",
+    "system-maintenance": "scheduled maintenance", "instance-stop": "The instance is running on degraded hardware",
+    "instance-retirement": "The instance is running on degraded hardware"}
+LIFECYCLE_STATES = ("Detached|InService|Standby|Terminated|Warmed:Hibernated|Warmed:Running|Warmed:Stopped|"
+                    "Warmed:Terminated")
+
+
+def spot_interruption(text):
+    """Return (when, action) of "WHEN terminate|stop|hibernate"; the notice appears at WHEN."""
+    at, action = _words(text, 2, "+90s terminate")
+    return when(at), parse("terminate|stop|hibernate", action)
+
+
+def maintenance(text):
+    """Return [(when, code, not_before, not_after, end, state)] of "WHEN CODE FROM TO [completed|canceled WHEN], ..."."""
+    events = []
+    for item in text.split(","):
+        words = item.split()
+        at, code, not_before, not_after, state, end = _words(
+            words + ["completed"] + words[3:4] if len(words) == 4 else words, 6,
+            "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
+        events.append((when(at), parse("|".join(MAINTENANCE), code), when(not_before), when(not_after),
+                       when(end), parse("completed|canceled", state)))
+    return events
+
+
+def lifecycle_states(text):
+    """Return [(when, state)] of "[WHEN] STATE, WHEN STATE, ..."."""
+    states = []
+    for item in text.split(","):
+        at, state = _words(item if len(item.split()) > 1 else "+0s " + item, 2, "InService, +120s Terminated")
+        states.append((when(at), parse(LIFECYCLE_STATES, state)))
+    return states
+
+
+def _words(text, count, example):
+    words = text if isinstance(text, list) else text.split()
+    if len(words) != count:
+        raise ValueError("%r is not understood; write it like: %s" % (" ".join(words), example))
+    return words
+
+
+FAULT_ACTIONS = {"status": "400..599", "delay": "duration", "reset": None, "no-answer": None, "expired": None,
+                 "refuse-token": None, "code": "code"}  # word -> form of what follows it; None: nothing
+FAULT_WORDS = dict(FAULT_ACTIONS, **{"from": "when", "for": "duration", "times": "1..999999999",
+                                     "probability": "probability"})
+
+
+def fault(text):
+    """Return the parts of "PATH ACTION [from WHEN] [for DURATION] [times N] [probability P]" as a dict."""
+    path, *words = text.split() or [""]
+    if not path.startswith("/"):
+        raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
+    parts, rest = {"path": path}, iter(words)
+    for word in rest:
+        if word not in FAULT_WORDS or word in parts:
+            raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(FAULT_WORDS)))
+        parts[word] = parse(FAULT_WORDS[word], next(rest, "")) if FAULT_WORDS[word] else True
+    if not set(FAULT_ACTIONS) & set(parts):
+        raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
+    return parts
+
+
+def probability(text):
+    """Return a number above 0 and up to 1."""
+    if not re.fullmatch(r"0?\.\d+|1(\.0+)?", text, re.ASCII) or not float(text):
+        raise ValueError("%r is no probability; write a number such as 0.2, up to 1" % text)
+    return float(text)
+
+
+FORMS = {  # name -> function, or a pattern and an example
+    "any": str, "text": text, "address": bind_address, "duration": duration, "lifetime": lifetime, "time": timestamp,
+    "when": when, "probability": probability, "fault": fault, "spot-interruption": spot_interruption,
+    "maintenance": maintenance, "lifecycle-states": lifecycle_states, "ipv4": ip_address, "ipv4-block": ip_block,
+    "ipv6": lambda text: ip_address(text, socket.AF_INET6), "ipv6-block": lambda text: ip_block(text, socket.AF_INET6),
+    "host": (r"[\w:.-]*\w", "imds.example.com"),
+    "instance-type": (r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"),
+    "account": (r"\d{12}", "123456789012"),
+    "zone": (ZONE, "us-east-1a, a region and a letter"),
+    "zone-id": (r"[a-z0-9]+(-[a-z]+\d)?-(az|wlz)\d+", "use1-az1"),
+    "public-key": (r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name"),
+    "device": (r"\w+", "sdf"),
+    "device-path": (r"/dev/\w+", "/dev/xvda"),
+    "accelerator": (r"eia-[0-9a-f]+ [\w.]+", "eia-0123456789abcdef0 eia1.medium"),
+    "mac": (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"),
+    "role": (r"[\w+=,.@-]{1,64}", "BaseIAMRole"),
+    "key-id": (r"[A-Z0-9]{16,128}", "ASIAIOSFODNN7EXAMPLE"),
+    "secret": (r"[!-~]+", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+    "code": (r"[A-Za-z][A-Za-z0-9.]*", "AssumeRoleUnauthorizedAccess"),
+}
+
+
+# ---------------------------------------------------------------- credentials ------------------
+
+class SourceError(Exception):
+    """Say why a source gave no credentials; the text goes to the log and holds no secret."""
+
+
+Keys = collections.namedtuple("Keys", "access_key_id secret_access_key session_token expiration remark")
+Keys.__doc__ = "What a source gives. expiration: seconds since the epoch, None if the source tells none; remark: for the log."
+
+
+class Credentials(collections.namedtuple("Credentials", "keys last_updated expiration")):
+    """One generation of credentials; times in seconds since the epoch."""
+
+    __slots__ = ()
+
+    def document(self, account_id=None):
+        """Return the document of security-credentials/ROLE; with AccountId for the extended path (Java SDK PR 6176)."""
+        fields = [("Code", "Success"), ("LastUpdated", utc(self.last_updated)), ("Type", "AWS-HMAC"),
+                  ("AccessKeyId", self.keys.access_key_id), ("SecretAccessKey", self.keys.secret_access_key),
+                  ("Token", self.keys.session_token), ("Expiration", utc(self.expiration))]
+        return pretty_json(fields + [("AccountId", account_id)] if account_id else fields)
+
+    def container_document(self, role_arn, account_id):
+        """Return the document of the ECS and EKS endpoints (AWS SDK reference, container credential provider)."""
+        return json.dumps({"RoleArn": role_arn, "AccessKeyId": self.keys.access_key_id,
+                           "SecretAccessKey": self.keys.secret_access_key, "Token": self.keys.session_token,
+                           "Expiration": utc(self.expiration), "AccountId": account_id})
+
+
+def utc(seconds):
+    """Return the form that all clients parse, 2026-12-01T08:00:00Z: no fraction, no +00:00 (botocore, minio, Rust)."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def pretty_json(fields):
+    """Return a JSON object as the real service writes it: two spaces, a blank on both sides of the colon, no final LF."""
+    return "{\n%s\n}" % ",\n".join("  %s : %s" % (json.dumps(key), _json_value(value)) for key, value in fields)
+
+
+def _json_value(value):
+    return "[ %s ]" % ", ".join(map(json.dumps, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def failure_document(code, message, now):
+    """Return what stands in place of credentials when there are none (IAM User Guide, troubleshooting EC2 roles)."""
+    return pretty_json([("Code", code), ("Message", message), ("LastUpdated", utc(now))])
+
+
+def generate(settings, randomness, cancelled):
+    """Make fake keys of realistic form and length; "IQoJb3JpZ2luX2Vj" begins every real session token."""
+    return Keys("ASIA" + base64.b32encode(randomness(10)).decode(), base64.b64encode(randomness(30)).decode(),
+                base64.b64encode(b"!\n\torigin_ec" + randomness(756)).decode(), None, "")
+
+
+def static(settings, randomness, cancelled):
+    """Return the keys that stand in the configuration."""
+    return Keys(settings["access-key-id"], settings["secret-access-key"], settings["session-token"], None, "")
+
+
+def profile(settings, randomness, cancelled):
+    """Return the keys of a profile in an AWS shared credentials or config file, or of its credential_process."""
+    for path in watched_files(settings):
+        found = _profile_section(path, settings["profile"], cancelled)
+        if "credential_process" in found and "aws_access_key_id" not in found:
+            return process(dict(settings, command=found["credential_process"]), randomness, cancelled)
+        if found:
+            remark = "others can read %s: chmod o-r it" % path if os.stat(path).st_mode & stat.S_IROTH else ""
+            expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
+            return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
+                         found.get("aws_session_token") or found.get("aws_security_token") or "", expiration, remark)
+    raise SourceError("no profile %r in %s" % (settings["profile"], " or ".join(watched_files(settings))))
+
+
+def watched_files(settings):
+    """Return the files that the source of credentials depends on: a change of one means new credentials."""
+    if settings["source"] != "profile":
+        return ()
+    if settings["file"]:
+        return (os.path.expanduser(settings["file"]),)
+    return tuple(os.path.expanduser(os.environ.get(variable) or usual) for variable, usual in (
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config")))
+
+
+def _profile_section(path, name, cancelled):
+    import configparser
+    parser = configparser.RawConfigParser(strict=False, default_section="")
+    try:
+        parser.read_string(_read_settled(path, cancelled))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise SourceError("%s: %s" % (path, error.strerror)) from None
+    except (configparser.Error, UnicodeDecodeError):
+        raise SourceError("%s is not a credentials file, or half of one" % path) from None
+    for section in (name, "profile " + name):  # the second form is that of ~/.aws/config
+        if parser.has_section(section):
+            return dict(parser.items(section))
+    return {}
+
+
+def _read_settled(path, cancelled):
+    """Return the text of a file once two reads agree, so that no key is taken with the secret of another."""
+    before = None
+    for _ in range(100):
+        with open(path, "rb") as file:
+            now = os.fstat(file.fileno()).st_mtime_ns, file.read(MAX_SOURCE_BYTES + 1)
+        if len(now[1]) > MAX_SOURCE_BYTES:
+            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+        if now == before:
+            return now[1].decode("utf-8-sig")
+        before = now
+        cancelled.wait(FETCH_POLL)
+    raise SourceError("%s never stops changing" % path)
+
+
+def process(settings, randomness, cancelled):
+    """Return the keys that a command prints, in the protocol of credential_process (AWS SDK reference, version 1)."""
+    output = run_command(settings["command"], settings["timeout"], cancelled)
+    try:
+        found = json.loads(output.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise SourceError("the command printed no JSON") from None
+    if not isinstance(found, dict) or found.get("Version") != 1:
+        raise SourceError('the command printed no {"Version": 1, ...}')
+    return _keys(found.get("AccessKeyId"), found.get("SecretAccessKey"), found.get("SessionToken") or "",
+                 found.get("Expiration"), "")
+
+
+def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
+    """Return Keys, or raise SourceError unless they are whole."""
+    for form, value, name in (("key-id", access_key_id, "access key id"), ("secret", session_token or "-", "session token"),
+                              ("secret", secret_access_key, "secret access key")):
+        try:
+            parse(form, value)
+        except (TypeError, ValueError):
+            raise SourceError("the %s is missing or has not the form of one" % name) from None
+    try:
+        return Keys(access_key_id, secret_access_key, session_token,
+                    timestamp(expiration) if expiration else None, remark)
+    except (ValueError, TypeError):
+        raise SourceError("the expiration is no ISO 8601 time") from None
+
+
+def run_command(command, timeout, cancelled):
+    """Run a command without a shell and return what it prints; SourceError if it fails, hangs or floods.
+
+    It leads a process group of its own, which is killed at the end whatever happens, so that nothing is left over.
+    """
+    import shlex
+    import subprocess
+    try:
+        child = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, start_new_session=True, env=_command_environment(os.environ))
+    except (OSError, ValueError) as error:
+        raise SourceError("the command cannot be started: %s" % (getattr(error, "strerror", None) or error)) from None
+    try:
+        output, complaint = _read_command(child, time.monotonic() + timeout, cancelled)
+        if child.wait():
+            raise SourceError("the command failed with %d: %s" % (child.returncode, _presentable(complaint)))
+        return output
+    finally:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+        child.wait()
+        child.stdout.close()
+        child.stderr.close()
+
+
+def _read_command(child, deadline, cancelled):
+    """Return (stdout, stderr) of a command once it has ended, even if a grandchild still holds the pipes."""
+    received = {child.stdout: b"", child.stderr: b""}
+    with selectors.DefaultSelector() as selector:
+        for pipe in received:
+            os.set_blocking(pipe.fileno(), False)
+            selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            ended = child.poll() is not None  # asked before reading, so that its last words are read
+            ready = selector.select(0 if ended else FETCH_POLL) if selector.get_map() else cancelled.wait(FETCH_POLL)
+            for key, _ in ready or ():
+                data = os.read(key.fd, MAX_SOURCE_BYTES)
+                received[key.fileobj] += data
+                if not data:
+                    selector.unregister(key.fileobj)
+            if max(map(len, received.values())) > MAX_SOURCE_BYTES:
+                raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
+            if ended and not ready:
+                return received[child.stdout], received[child.stderr]
+            if time.monotonic() > deadline:
+                raise SourceError("the command took too long and was killed")
+            if cancelled.is_set():
+                raise SourceError("the command was stopped")
+
+
+def _command_environment(environ):
+    """Return what a credential command gets: never the way back to this service, which would ask itself."""
+    kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS",
+            "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
+    environment = {name: value for name, value in environ.items()
+                   if name in kept or name.startswith(("AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE"))}
+    environment.pop("AWS_EC2_METADATA_SERVICE_ENDPOINT", None)
+    return dict(environment, AWS_EC2_METADATA_DISABLED="true")
+
+
+def _presentable(complaint):
+    """Return the last line of what a command said on stderr, without anything that could be a key, secret or token."""
+    lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["(it said nothing)"]
+    line = re.sub(r"[A-Za-z0-9/+=_-]{16,}", lambda run: "..." if re.search("[A-Z0-9]", run.group()) else run.group(),
+                  lines[-1])
+    return "".join(character if character.isprintable() else "?" for character in line[:200])
+
+
+SOURCES = {"generate": generate, "static": static, "profile": profile, "process": process}
+SLOW_SOURCES = ("profile", "process")  # read files and run commands: fetched in a thread of their own
+
+
+class Rotation:
+    """The rotating credentials of one role: fetched ahead of expiry, one fetch at a time, the last good ones kept.
+
+    All methods are called by the thread of the server; a slow fetch runs in a thread of its own, which hands its
+    outcome to `post`, a function that has a callable called by the server's thread; without `post` it is fetched at
+    once. `fetch(cancelled)` returns Keys or raises SourceError. `settings` are those of [credentials]. `clock` is the wall clock, since credentials expire by it; `monotonic` paces the attempts.
+    """
+
+    def __init__(self, role, settings, fetch, report, post=None, clock=time.time, monotonic=time.monotonic):
+        self.role, self.settings = role, settings
+        self._fetch, self._report, self._post, self._files = fetch, report, post, watched_files(settings)
+        self._clock, self._monotonic = clock, monotonic
+        self._good = None  # Credentials
+        self._refresh_at = 0
+        self._fetching = False
+        self._again = False  # asked for while a fetch was under way
+        self._failures = 0
+        self._retry_at = 0  # monotonic
+        self._seen = self._fingerprint()
+        self._cancelled = threading.Event()
+
+    def current(self):
+        """Return the Credentials of now, or None: never expired ones, whatever the clock does."""
+        now, good = self._clock(), self._good
+        if good and good.last_updated - 1 <= now < self._refresh_at:
+            return good
+        self._refresh_when_due()
+        good = self._good
+        return good if good and self._clock() < good.expiration else None
+
+    @property
+    def pending(self):
+        """True while a fetch is under way, whose outcome a request without credentials may wait for."""
+        return self._fetching
+
+    def refresh(self):
+        """Fetch new credentials now, or once more after the fetch under way, which may have begun too early."""
+        if self._fetching:
+            self._again = True
+            return
+        self._fetching, self._seen = True, self._fingerprint()
+        if not self._post:
+            self._settle(self._attempt())
+            return
+        try:
+            threading.Thread(target=lambda: self._post(functools.partial(self._settle, self._attempt())),
+                             daemon=True).start()
+        except RuntimeError as error:
+            self._settle(SourceError(str(error)))
+
+    def tick(self):
+        """Do what has become due; called once a second."""
+        if self._files and not self._fetching and self._fingerprint() != self._seen:
+            self.refresh()
+        self._refresh_when_due()
+
+    def cancel(self):
+        """End a fetch under way and take no outcome any more."""
+        self._cancelled.set()
+
+    def _refresh_when_due(self):
+        now, good = self._clock(), self._good
+        due = not good or now >= self._refresh_at or now < good.last_updated - 1  # the clock was set back
+        if due and not self._fetching and self._monotonic() >= self._retry_at:
+            self.refresh()
+
+    def _attempt(self):
+        try:
+            return self._fetch(self._cancelled)
+        except SourceError as error:
+            return error
+        except Exception as error:  # whatever a source does, the service goes on
+            return SourceError("%s in the source" % type(error).__name__)
+
+    def _settle(self, outcome):
+        """Take the outcome of a fetch: Keys or a SourceError."""
+        self._fetching = False
+        if self._cancelled.is_set():
+            return
+        now = self._clock()
+        if isinstance(outcome, Keys) and outcome.expiration is not None and outcome.expiration <= now:
+            outcome = SourceError("its credentials expired at %s" % utc(outcome.expiration))
+        if isinstance(outcome, Keys):
+            self._accept(outcome, now)
+        else:
+            self._reject(outcome, now)
+        if self._again:
+            self._again = False
+            self.refresh()
+
+    def _accept(self, keys, now):
+        expiration = now + self.settings["lifetime"] if keys.expiration is None else keys.expiration
+        if not self._good or self._good.keys != keys or keys.expiration is None:
+            self._report("new credentials for %s: ...%s, until %s%s" % (
+                self.role, keys.access_key_id[-4:], utc(expiration), keys.remark and "; " + keys.remark))
+        self._good = Credentials(keys, now, expiration)
+        self._refresh_at = expiration - margin(expiration - now)
+        self._retry_at = self._monotonic() + min(1, (expiration - now) / 4)  # a source may give the same ones again
+        self._failures = 0
+
+    def _reject(self, error, now):
+        wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
+        self._failures += 1
+        self._retry_at = self._monotonic() + wait
+        kept = self._good and now < self._good.expiration
+        self._report("no new credentials for %s: %s; %s, next attempt in %d s" % (
+            self.role, error, "the old ones serve until " + utc(self._good.expiration) if kept else "there are none",
+            wait))
+
+    def _fingerprint(self):
+        """Return what changes when a watched file is written, replaced, deleted, or made readable."""
+        marks = []
+        for path in self._files:
+            try:
+                status = os.stat(path)
+                marks.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            except OSError as error:
+                marks.append(error.errno)
+        return marks
+
+
+def margin(validity):
+    """Return how many seconds ahead of expiry to fetch: a quarter of the validity, 5 minutes at least, half at most.
+
+    With six hours that is 90 minutes: more than the 15 in which botocore asks again and again for newer ones.
+    """
+    return min(validity / 2, max(REFRESH_AHEAD, validity / 4))
+
+
+# ---------------------------------------------------------------- the instance -----------------
+
+def instance_facts(config, box, now):
+    """Return the facts of the instance, derived from the few that are configured, so that none contradicts another.
+
+    `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
+    Raises ValueError.
+    """
+    facts = dict(config["instance"])
+    derive = functools.partial(_derive, facts)
+    derive("instance-id", lambda: unique("i-", box))
+    facts["region"], facts["partition"], facts["domain"], zone_id = _place(facts["availability-zone"])
+    derive("availability-zone-id", lambda: zone_id)
+    family = facts["instance-type"].partition(".")[0]
+    derive("architecture", lambda: "arm64" if family == "a1" or "g" in family.lstrip(LETTERS) else "x86_64")
+    derive("system", lambda: "xen" if family in XEN_FAMILIES else "nitro")
+    derive("instance-life-cycle", lambda: "spot" if config["events"]["spot-interruption"] else "on-demand")
+    derive("ami-id", lambda: unique("ami-", facts["region"]))
+    derive("reservation-id", lambda: unique("r-", facts["instance-id"]))
+    derive("launch-time", lambda: _boot_time(now))
+    derive("public-key", lambda: facts["key-name"] and "ssh-ed25519 %s %s" % (base64.b64encode(
+        b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", facts["key-name"])).decode(), facts["key-name"]))
+    facts["pending-time"] = utc(facts["launch-time"])
+    facts["role"] = config["credentials"]["role"]
+    facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
+    facts["instance-profile-arn"] = facts["role"] and "arn:%s:iam::%s:instance-profile/%s" % (
+        facts["partition"], facts["account-id"], facts["role"])
+    facts["instance-profile-id"] = "AIPA" + base64.b32encode(_digest(facts["instance-profile-arn"])).decode()[:17]
+    facts["root-name"] = facts["root-device"].rpartition("/")[2]
+    facts["accelerator"] = facts["elastic-inference"].partition(" ")[0]
+    facts["volumes"] = [{"volume": "%s%d" % (kind, number), "device": device} for kind, first in (("ebs", 1), ("ephemeral", 0))
+                        for number, device in enumerate(filter(None, facts[kind + "-volumes"].split("\n")), first)]
+    facts["tags"] = ([{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
+                     if config["metadata-options"]["instance-metadata-tags"] == "enabled" else "")
+    interfaces = _interfaces(config, facts)
+    facts["first-ipv4"], facts["first-ipv6"] = _first(facts["local-ipv4"]), _first(facts["ipv6"])
+    return dict(_present(facts), interfaces=interfaces)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+XEN_FAMILIES = set("t1 t2 m1 m2 m3 m4 c1 c3 c4 cc2 cr1 r3 r4 i2 d2 x1 x1e g2 g3 g3s p2 p3 hs1 f1 h1".split())
+
+
+def _derive(facts, key, value):
+    """Set a fact that is not configured; one that is configured as empty stays away."""
+    if facts.get(key) is None:
+        facts[key] = value()
+
+
+def _present(facts):
+    return {key: value for key, value in facts.items() if value not in ("", None)}
+
+
+def _first(lines):
+    return lines.partition("\n")[0]
+
+
+def unique(prefix, *seed):
+    """Return an id such as i-0123456789abcdef0, always the same for the same seed."""
+    return prefix + "0" + _digest(prefix, *seed).hex()[:16]
+
+
+def _number(lowest, highest, *seed):
+    return lowest + int.from_bytes(_digest(*seed)[:8], "big") % (highest - lowest + 1)
+
+
+def _digest(*seed):
+    return blake2b("\0".join(seed).encode(), digest_size=32).digest()
+
+
+def _place(zone):
+    """Return (region, partition, domain, zone id) of an availability zone.
+
+    The ids: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1 for us-east-1-wl1-bos-wlz-1.
+    Which letter is which id is shuffled for each real account; here a is az1.
+    """
+    region, area, direction, number, local, local_letter, wavelength, letter = re.fullmatch(ZONE, zone).groups()
+    partition, domain = "aws", "amazonaws.com"
+    for start, name, suffix in (("cn-", "aws-cn", ".cn"), ("us-gov-", "aws-us-gov", ""), ("us-iso", "aws-iso", "")):
+        if region.startswith(start):
+            partition, domain = name, domain + suffix
+    for word in "north", "south", "east", "west", "central":
+        direction = direction.replace(word, word[0])
+    zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
+        wavelength.replace("-wlz-", "-wlz") if wavelength else
+        "%s-az%d" % (local and "-" + local.replace("-", "") or "", LETTERS.index(letter or local_letter) + 1))
+    return region, partition, domain, zone_id
+
+
+def _boot_time(now):
+    """Return when this box booted: as on a real instance, the pending time stays over restarts of the service."""
+    try:
+        with open("/proc/stat") as file:
+            return int(file.read().partition("\nbtime ")[2].split()[0])
+    except (OSError, IndexError):
+        return int(now)
+
+
+def _interfaces(config, instance):
+    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ValueError."""
+    instance["device-number"] = 0
+    interfaces = [instance]
+    _derive_interface(instance, interfaces, instance["instance-id"])
+    for section in (section for section in config if section.startswith("interface ")):
+        interfaces.append(dict(config[section]))
+        try:
+            _derive_interface(interfaces[-1], interfaces, instance["instance-id"] + section)
+        except ValueError as error:
+            raise ValueError("[%s] %s" % (section, error)) from None
+    return [_present(interface) for interface in interfaces]
+
+
+def _derive_interface(facts, interfaces, seed):
+    """Derive the facts of an interface; what belongs to the VPC is the first interface's unless it is configured."""
+    derive, first = functools.partial(_derive, facts), interfaces[0]
+    alone, account, region = facts is first, first["account-id"], first["region"]
+    others = interfaces[:-1]
+    derive("device-number", lambda: 1 + max(int(other["device-number"]) for other in others))
+    derive("mac", lambda: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", seed)[:5]))
+    derive("interface-id", lambda: unique("eni-", seed))
+    derive("local-ipv4", lambda: "172.31.%d.%d" % (_number(0, 15, "net", seed), _number(4, 254, "host", seed)) if alone
+           else _neighbour([other["local-ipv4"] for other in others], seed))
+    address = _first(facts["local-ipv4"])
+    derive("local-hostname", lambda: "%s.%s" % (
+        "ip-" + address.replace(".", "-") if address else first["instance-id"],
+        "ec2.internal" if region == "us-east-1" else region + ".compute.internal"))
+    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed) if alone else "")  # RFC 5737
+    derive("public-hostname", lambda: facts["public-ipv4"] and "ec2-%s.%s.%s" % (
+        facts["public-ipv4"].replace(".", "-"), "compute-1" if region == "us-east-1" else region + ".compute", first["domain"]))
+    facts["association"] = address if facts["public-ipv4"] else ""
+    derive("security-groups", lambda: "default" if alone else first["security-groups"])
+    derive("security-group-ids", lambda: "\n".join(
+        unique("sg-", account, region, group) for group in facts["security-groups"].split("\n")))
+    derive("vpc-id", lambda: unique("vpc-", account, region) if alone else first["vpc-id"])
+    for source, subnet, subnet_bits, vpc, vpc_bits in IP_BLOCKS:
+        own = _first(facts[source])
+        derive(subnet, lambda: own and block(own, subnet_bits))
+        derive(vpc, lambda: own and (first[vpc] if not alone and within(own, first[vpc]) else block(own, vpc_bits)))
+    derive("subnet-id", lambda: unique("subnet-", facts["vpc-id"], first["availability-zone"],
+                                       facts["subnet-ipv4-cidr-block"], facts["subnet-ipv6-cidr-blocks"]))
+    facts["vpc-ipv4-cidr-block"] = _first(facts["vpc-ipv4-cidr-blocks"])
+    facts["owner-id"] = account
+    _check_interface(facts, others)
+
+
+IP_BLOCKS = (("local-ipv4", "subnet-ipv4-cidr-block", 20, "vpc-ipv4-cidr-blocks", 16),
+             ("ipv6", "subnet-ipv6-cidr-blocks", 64, "vpc-ipv6-cidr-blocks", 56))
+
+
+def _neighbour(taken, seed):
+    """Return a free address beside the first one taken."""
+    network, _, host = _first(taken[0]).rpartition(".")
+    free = [number for number in range(4, 255) if "%s.%d" % (network, number) not in "\n".join(taken).split("\n")]
+    return network and "%s.%d" % (network, free[_number(0, len(free) - 1, seed)])
+
+
+def _check_interface(facts, others):
+    """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
+    for source, subnet, _, vpc, _ in IP_BLOCKS:
+        for key, inside, outside in ((source, facts[source], subnet), (subnet, facts[subnet], vpc)):
+            for item in filter(None, inside.split("\n")):
+                if not within(item.partition("/")[0], facts[outside]):
+                    raise ValueError("%s: %s is not within %s, %s" % (key, item, outside, facts[outside] or "which is empty"))
+    for key in ("mac", "interface-id", "device-number", "local-ipv4", "public-ipv4", "ipv6"):
+        for other in others:
+            if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
+                raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
+
+
+def within(address, blocks):
+    """Tell whether an address is in one of the LF-joined blocks."""
+    return any(block(address, int(item.partition("/")[2])) == item
+               for item in filter(None, blocks.split("\n")) if (":" in address) == (":" in item))
+
+
+def event_facts(events, start, now):
+    """Return (facts, next): what the events say now, and the time at which they will say something else.
+
+    The times in a notice are fixed from its start on. Sources: EC2 User Guide, "Spot Instance interruption notices",
+    "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target lifecycle state".
+    """
+    facts, moments = {"scheduled": [], "history": []}, []
+    if events["spot-interruption"]:
+        at, action = events["spot-interruption"]
+        moments.append(at(start))
+        if now >= at(start):
+            facts["spot-action"] = action
+            facts["spot-time"] = utc(at(start) + (0 if action == "hibernate" else 120))  # a notice of two minutes
+    if events["rebalance-recommendation"]:
+        moments.append(events["rebalance-recommendation"](start))
+        if now >= moments[-1]:
+            facts["notice-time"] = utc(moments[-1])
+    for at, state in events["target-lifecycle-state"]:
+        moments.append(at(start))
+        if now >= at(start):
+            facts["target-lifecycle-state"] = state
+    for number, (at, code, not_before, not_after, end, state) in enumerate(events["scheduled-maintenance"]):
+        moments += [at(start), end(start)]
+        if now >= at(start):
+            over = now >= end(start)
+            facts["history" if over else "scheduled"].append((
+                ("NotBefore", _event_time(not_before(start))), ("Code", code),
+                ("Description", ("[%s] " % state.capitalize() if over else "") + MAINTENANCE[code]),
+                ("EventId", unique("instance-event-", str(int(at(start))), str(number))),
+                ("NotAfter", _event_time(not_after(start))), ("State", state if over else "active")))
+    return facts, min((moment for moment in moments if moment > now), default=float("inf"))
+
+
+def _event_time(seconds):
+    return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+# ---------------------------------------------------------------- routes -----------------------
+
+def identity_document(facts):
+    """Return the instance identity document, keys in the order of the real one."""
+    def codes(key):
+        return facts[key].split("\n") if key in facts else None
+    return pretty_json([
+        ("accountId", facts["account-id"]), ("architecture", facts["architecture"]),
+        ("availabilityZone", facts["availability-zone"]), ("billingProducts", codes("billing-products")),
+        ("devpayProductCodes", None), ("marketplaceProductCodes", codes("product-codes")),
+        ("imageId", facts["ami-id"]), ("instanceId", facts["instance-id"]), ("instanceType", facts["instance-type"]),
+        ("kernelId", facts.get("kernel-id")), ("pendingTime", facts["pending-time"]),
+        ("privateIp", facts.get("local-ipv4", "").split("\n")[0] or None), ("ramdiskId", facts.get("ramdisk-id")),
+        ("region", facts["region"]), ("version", "2017-09-30")])
+
+
+def maintenance_events(key):
+    """Return a row for the maintenance events "scheduled" or "history"; [] when there are none."""
+    def row(facts):
+        events = ("  " + pretty_json(event).replace("\n", "\n  ") for event in facts[key])
+        return "[ \n%s \n]" % ", \n".join(events) if facts[key] else "[]"
+    return row
+
+
+def spot_action(facts):
+    """Return the notice that node termination handlers poll for: one line, {"action": "terminate", "time": "..."}."""
+    return json.dumps({"action": facts["spot-action"], "time": facts["spot-time"]})
+
+
+def termination_time(facts):
+    """Return the time of the interruption, which only a termination has."""
+    return facts["spot-time"] if facts["spot-action"] == "terminate" else None
+
+
+def all_tags(facts):
+    """Return all tags as one JSON object."""
+    return json.dumps({member["tag"]: member["tag-value"] for member in facts["tags"]}, separators=(",", ":"))
+
+
+def elastic_inference(facts):
+    """Return the line of the retired accelerator."""
+    accelerator, kind = facts["elastic-inference"].split()
+    return json.dumps({"version_2018_04_12": {"elastic-inference-accelerator-id": accelerator,
+                                              "elastic-inference-accelerator-type": kind}}, separators=(",", ":"))
+
+
+def iam_info(facts):
+    """Return the instance profile."""
+    return pretty_json([("Code", "Success"), ("LastUpdated", facts["updated"]),
+                        ("InstanceProfileArn", facts["instance-profile-arn"]),
+                        ("InstanceProfileId", facts["instance-profile-id"])])
+
+
+def identity_info(facts):
+    """Return the account of the instance identity role, which every instance has, with a profile or without."""
+    return pretty_json([("Code", "Success"), ("LastUpdated", facts["updated"]), ("AccountId", facts["account-id"])])
+
+
+def role_credentials(facts):
+    """Serve the rotating credentials of the instance's role."""
+    return Live(facts["rotations"][facts["role"]], Credentials.document)
+
+
+def extended_credentials(facts):
+    """Serve the same with AccountId, where clients of that path are to be tested."""
+    return Live(facts["rotations"][facts["extended-role"]],
+                lambda credentials: credentials.document(facts["account-id"]))
+
+
+def identity_credentials(facts):
+    """Serve the credentials of the instance identity role."""
+    return Live(facts["rotations"][IDENTITY_ROLE], Credentials.document)
+
+
+def container_credentials(facts):
+    """Serve the credentials of any role as ECS and EKS do."""
+    arn = "arn:%s:iam::%s:role/%s" % (facts["partition"], facts["account-id"], facts["container-role"])
+    return Live(facts["rotations"][facts["container-role"]],
+                lambda credentials: credentials.container_document(arn, facts["account-id"]))
+
+
+def user_data(facts):
+    """Return the user data, bytes as they were given."""
+    return Leaf(facts["user-data"], "application/octet-stream", facts["modified"])
+
+
+IDENTITY_ROLE = "aws:ec2-instance"
+
+# Path -> value. A value is a text with {facts} in it, or a function of the facts; a row of which a fact is missing is
+# not there, nor is one whose function returns None. A path with {mac}, {tag}, {volume} or {container-role} stands for
+# one path per interface, tag, volume, role. Every directory is derived from these paths; the few that a real instance
+# lists in another way are written down.
+ROUTES = {
+    "/": "\n".join(VERSIONS),
+    "/latest": "dynamic\nmeta-data\nuser-data",  # the same with user data and without
+    "/latest/dynamic/fws/instance-monitoring": "{monitoring}",
+    "/latest/dynamic/instance-identity/document": identity_document,
+    "/latest/meta-data/ami-id": "{ami-id}",
+    "/latest/meta-data/ami-launch-index": "{ami-launch-index}",
+    "/latest/meta-data/ami-manifest-path": "{ami-manifest-path}",
+    "/latest/meta-data/ancestor-ami-ids": "{ancestor-ami-ids}",
+    "/latest/meta-data/autoscaling/target-lifecycle-state": "{target-lifecycle-state}",
+    "/latest/meta-data/block-device-mapping/ami": "{root-name}",
+    "/latest/meta-data/block-device-mapping/root": "{root-device}",
+    "/latest/meta-data/block-device-mapping/swap": "{swap-device}",
+    "/latest/meta-data/block-device-mapping/{volume}": "{device}",
+    "/latest/meta-data/elastic-inference/associations/{accelerator}": elastic_inference,
+    "/latest/meta-data/events/maintenance/history": maintenance_events("history"),
+    "/latest/meta-data/events/maintenance/scheduled": maintenance_events("scheduled"),
+    "/latest/meta-data/events/recommendations/rebalance": '{{"noticeTime": "{notice-time}"}}',
+    "/latest/meta-data/hibernation/configured": "{hibernation}",
+    "/latest/meta-data/hostname": "{local-hostname}",
+    "/latest/meta-data/iam/info": iam_info,
+    "/latest/meta-data/iam/security-credentials/{role}": role_credentials,
+    "/latest/meta-data/iam/security-credentials-extended/{extended-role}": extended_credentials,
+    "/latest/meta-data/identity-credentials/ec2/info": identity_info,
+    "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance": identity_credentials,
+    "/latest/meta-data/instance-action": "{instance-action}",
+    "/latest/meta-data/instance-id": "{instance-id}",
+    "/latest/meta-data/instance-life-cycle": "{instance-life-cycle}",
+    "/latest/meta-data/instance-type": "{instance-type}",
+    "/latest/meta-data/ipv6": "{first-ipv6}",
+    "/latest/meta-data/kernel-id": "{kernel-id}",
+    "/latest/meta-data/local-hostname": "{local-hostname}",
+    "/latest/meta-data/local-ipv4": "{first-ipv4}",
+    "/latest/meta-data/mac": "{mac}",
+    "/latest/meta-data/metrics/vhostmd": '<?xml version="1.0" encoding="UTF-8"?>',  # all that is left of it
+    "/latest/meta-data/network/interfaces/macs/{mac}/device-number": "{device-number}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/interface-id": "{interface-id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-associations/{public-ipv4}": "{association}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-prefix": "{ipv4-prefix}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6-prefix": "{ipv6-prefix}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6s": "{ipv6}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/local-hostname": "{local-hostname}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/local-ipv4s": "{local-ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/mac": "{mac}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/network-card": "{network-card}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/owner-id": "{owner-id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/public-hostname": "{public-hostname}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/public-ipv4s": "{public-ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/security-group-ids": "{security-group-ids}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/security-groups": "{security-groups}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-id": "{subnet-id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv4-cidr-block": "{subnet-ipv4-cidr-block}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv6-cidr-blocks": "{subnet-ipv6-cidr-blocks}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-id": "{vpc-id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-block": "{vpc-ipv4-cidr-block}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks": "{vpc-ipv4-cidr-blocks}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv6-cidr-blocks": "{vpc-ipv6-cidr-blocks}",
+    "/latest/meta-data/placement/availability-zone": "{availability-zone}",
+    "/latest/meta-data/placement/availability-zone-id": "{availability-zone-id}",
+    "/latest/meta-data/placement/group-name": "{placement-group}",
+    "/latest/meta-data/placement/host-id": "{host-id}",
+    "/latest/meta-data/placement/partition-number": "{partition-number}",
+    "/latest/meta-data/placement/region": "{region}",
+    "/latest/meta-data/product-codes": "{product-codes}",
+    "/latest/meta-data/profile": "default-hvm",
+    "/latest/meta-data/public-hostname": "{public-hostname}",
+    "/latest/meta-data/public-ipv4": "{public-ipv4}",
+    "/latest/meta-data/public-keys": "0={key-name}",  # cloud-init and facter read the index before the "="
+    "/latest/meta-data/public-keys/0/openssh-key": "{public-key}\n",  # the one value that ends with a line feed
+    "/latest/meta-data/ramdisk-id": "{ramdisk-id}",
+    "/latest/meta-data/reservation-id": "{reservation-id}",
+    "/latest/meta-data/security-groups": "{security-groups}",
+    "/latest/meta-data/services/domain": "{domain}",
+    "/latest/meta-data/services/partition": "{partition}",
+    "/latest/meta-data/spot/instance-action": spot_action,
+    "/latest/meta-data/spot/termination-time": termination_time,
+    "/latest/meta-data/system": "{system}",
+    "/latest/meta-data/tag-sets/instance": all_tags,
+    "/latest/meta-data/tags/instance/{tag}": "{tag-value}",
+    "/latest/user-data": user_data,
+    "/v2/credentials/{container-role}": container_credentials,  # AWS_CONTAINER_CREDENTIALS_FULL_URI
+}
+MEMBERS = {"{mac}": "interfaces", "{tag}": "tags", "{volume}": "volumes", "{container-role}": "roles"}
+LISTED = "/latest/meta-data/", "/latest/dynamic/"  # where directories show what is in them
+
+
+class Leaf:
+    """A value as it is served: its headers and its body, made once."""
+
+    __slots__ = ("head", "body")
+
+    def __init__(self, body, content_type="text/plain", modified=0):
+        self.body = body if isinstance(body, bytes) else body.encode()
+        self.head = ("Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\nContent-Length: %d\r\n" % (
+            content_type, http_date(modified), len(self.body))).encode()
+
+
+class Listing(Leaf):
+    """What is in a directory, LF-joined without a final LF, as crawlers need it."""
+
+    __slots__ = ()
+
+
+class Live:
+    """A value that changes while the tree stays: credentials, rendered once per generation."""
+
+    __slots__ = ("rotation", "_render", "_credentials", "_leaf")
+
+    def __init__(self, rotation, render):
+        self.rotation, self._render, self._credentials, self._leaf = rotation, render, None, None
+
+    def leaf(self):
+        """Return the Leaf of now, or None while there are no good credentials."""
+        credentials = self.rotation.current()
+        if credentials is not self._credentials:
+            self._credentials = credentials
+            self._leaf = credentials and Leaf(self._render(credentials), modified=credentials.last_updated)
+        return self._leaf
+
+
+def http_date(seconds):
+    """Return the form of dates in HTTP headers, Tue, 01 Dec 2026 08:00:00 GMT."""
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def build_tree(facts, own=()):
+    """Return {path: Leaf or Live}, directories included, of ROUTES and of the user's own (path, value) pairs.
+
+    Raises ConfigError where a path is to be a value and a directory.
+    """
+    leaves = {}
+    for path, value in ROUTES.items():
+        collection = next((name for mark, name in MEMBERS.items() if mark in path), None)
+        for member in facts.get(collection, ()) if collection else (facts,):
+            _add_row(leaves, path, value, member, facts["modified"])
+    for path, value in own:
+        _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts["modified"])
+    _check_nesting(leaves)
+    tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)), modified=facts["modified"])
+            for path, names in _directories(leaves).items()}
+    tree.update(leaves)
+    return tree
+
+
+def _add_row(leaves, path, value, facts, modified):
+    try:
+        path = path.format_map(facts)
+        value = value(facts) if callable(value) else value.format_map(facts)
+    except KeyError:  # a fact is missing: this instance has no such row
+        return
+    if value is not None:
+        leaves[path] = Leaf(value, modified=modified) if isinstance(value, str) else value
+
+
+def _add_own(leaves, path, value, modified):
+    if value:
+        leaves[path] = Leaf(value, modified=modified)
+        return
+    for other in [other for other in leaves if other == path or other.startswith(path + "/")]:
+        del leaves[other]
+
+
+def _check_nesting(leaves):
+    for path in leaves:
+        for slash in list(re.finditer("/", path))[3:]:
+            parent = path[:slash.start()]
+            if parent in leaves and parent not in ROUTES:
+                raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
+                    parent[len("/latest/meta-data/"):], path[len("/latest/meta-data/"):]))
+
+
+def _directories(leaves):
+    """Return {directory: names of what is in it}, with a slash behind the names of directories."""
+    names = collections.defaultdict(set)
+    for path in leaves:
+        name, slash = "", ""
+        while path.startswith(LISTED):
+            path, _, name = path.rpartition("/")
+            names[path].add(name + slash)
+            slash = "/"
+    return names
+
+
+# ---------------------------------------------------------------- faults -----------------------
+
+class Fault:
+    """A failure on demand, as one line of [faults] tells it: which requests suffer, when, how often, and how."""
+
+    def __init__(self, name, parts, start):
+        import random
+        self.status, self.delay, self.code = parts.get("status"), parts.get("delay"), parts.get("code")
+        self.reset, self.no_answer = "reset" in parts, "no-answer" in parts
+        self.expired, self.refuse_token = "expired" in parts, "refuse-token" in parts
+        self._pattern = re.compile("".join(".*" if part == "*" else re.escape(part)
+                                           for part in re.split(r"(\*)", parts["path"])) + "$", re.DOTALL)
+        self._from = parts["from"](start) if "from" in parts else start
+        self._until = self._from + parts.get("for", float("inf"))
+        self._open_start = "from" not in parts and "for" not in parts
+        self._times, self._probability = parts.get("times", float("inf")), parts.get("probability", 1)
+        self._random = random.Random(name)  # seeded, so that a test that fails fails again
+
+    def strikes(self, path, now):
+        """Tell whether a request for a path suffers from this fault; one that does counts."""
+        if not self._pattern.match(path) or not (self._open_start or self._from <= now < self._until):
+            return False
+        if self._times <= 0 or self._random.random() >= self._probability:
+            return False
+        self._times -= 1
+        return True
+
+
+# ---------------------------------------------------------------- session tokens ---------------
+
+class SessionTokens:
+    """Session tokens of IMDSv2 that need no memory: an expiry on the monotonic clock, and a MAC (BLAKE2b) over it.
+
+    With the boot id of the kernel in the key they survive a restart of the service, which 14 of 24 clients need, and
+    die with the boot, as the monotonic clock does. 56 characters that begin with AQAEA and end with ==, as real ones.
+    """
+
+    def __init__(self, key, clock=time.monotonic, randomness=os.urandom):
+        self._key, self._clock, self._randomness = key, clock, randomness
+
+    def issue(self, ttl):
+        """Return a new token that lives for ttl seconds; with 0 it is dead already, as on a real instance."""
+        expiry = int((self._clock() + ttl) * 1000)
+        payload = base64.urlsafe_b64encode(TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7))
+        return (payload + self._seal(payload)).decode()
+
+    def remaining(self, token):
+        """Return the seconds that a token has yet to live, or None if it is none of ours or dead."""
+        raw = token.encode("latin-1", "replace")
+        if len(raw) != 56 or not compare_digest(raw[20:], self._seal(raw[:20])):
+            return None
+        left = int.from_bytes(binascii.a2b_base64(raw[:20].translate(_FROM_URLSAFE))[3:8], "big") / 1000 - self._clock()
+        return left if left > 0 else None
+
+    def _seal(self, payload):
+        return base64.urlsafe_b64encode(blake2b(payload, key=self._key, digest_size=25).digest())
+
+
+_FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def session_token_key(path="/proc/sys/kernel/random/boot_id"):
+    """Return the key of session tokens: the same until the next boot, unguessable from outside this box."""
+    try:
+        with open(path, "rb") as file:
+            seed = file.read()
+    except OSError:
+        seed = os.urandom(32)
+    return blake2b(b"fake-metadata session tokens " + seed, digest_size=32).digest()
+
+
+# ---------------------------------------------------------------- the service ------------------
+
+class Imds:
+    """The metadata service as one configuration describes it: options, tree and faults.
+
+    A reload makes a new one and replaces it as a whole. `rotations` is {role: Rotation}; `hosts` are the names under
+    which it listens. Raises ConfigError.
+    """
+
+    def __init__(self, config, rotations, box, hosts=(), clock=time.time):
+        options = config["metadata-options"]
+        self.enabled = options["http-endpoint"] == "enabled"
+        self.token_required = options["http-tokens"] == "required"
+        self.hop_limit = options["http-put-response-hop-limit"]
+        self.authorization = config["container"]["authorization-token"]
+        self.hosts = {host.lower().strip("[]") for host in (
+            "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23", "127.0.0.1",
+            "localhost", "::1", *hosts, *config["server"]["allowed-hosts"].split("\n")) if host}
+        self._clock, self._started, self._events = clock, clock(), config["events"]
+        self.faults = [Fault(name, parts, self._started) for name, parts in config["faults"].items()]
+        self._own = list(config["metadata"].items())
+        try:
+            self._facts = dict(instance_facts(config, box, self._started), rotations=rotations)
+        except ValueError as error:
+            raise ConfigError("[instance] %s" % error) from None
+        self._facts["roles"] = [dict(self._facts, **{"container-role": role})
+                                for role in rotations if role != IDENTITY_ROLE]
+        self._facts.update(_user_data(config["user-data"]))
+        self._build(self._started)
+
+    def find(self, path):
+        """Return the Leaf or Live at a path, None if there is none now."""
+        if not self._built <= self._clock() < self._stale:
+            self._build(self._clock())
+        return self._tree.get(path)
+
+    def paths(self):
+        """Return all paths with a value of their own, sorted."""
+        return sorted(path for path, found in self._tree.items() if not isinstance(found, Listing))
+
+    def striking(self, path):
+        """Return the faults that a request for a path suffers from."""
+        now = self._clock()
+        return [fault for fault in self.faults if fault.strikes(path, now)]
+
+    def _build(self, now):
+        """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
+        facts, change = event_facts(self._events, self._started, now)
+        self._tree = build_tree(dict(self._facts, updated=utc(now), modified=now, **facts), self._own)
+        self._built, self._stale = now, min(change, now + 3600)
+
+
+def _user_data(settings):
+    if settings["file"] and settings["text"]:
+        raise ConfigError("[user-data] text: there is a file already; only one of them")
+    data = settings["text"].encode()
+    if settings["file"]:
+        try:
+            with open(settings["file"], "rb") as file:
+                data = file.read(MAX_USER_DATA + 1)
+        except OSError as error:
+            raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror)) from None
+    if len(data) > MAX_USER_DATA:
+        raise ConfigError("[user-data] over %d bytes, which EC2 would not take" % MAX_USER_DATA)
+    return {"user-data": data} if data else {}
+
+
+def make_rotations(config, report, post, former=None, randomness=os.urandom):
+    """Return {role: Rotation} of a configuration; one whose settings are as in `former` goes on as it is.
+
+    `former` is the outcome of an earlier call, or None. Fetches nothing yet. Raises ConfigError.
+    """
+    wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600}, config["credentials"]["role"]: config["credentials"]}
+    for section in (section for section in config if section.startswith("role ")):
+        role = _check("", section, "NAME", "role", section.partition(" ")[2].strip())
+        if role in wanted:
+            raise ConfigError("[%s]: there is a role of that name already" % section)
+        wanted[role] = config[section]
+    wanted.pop("", None)  # no instance profile
+    rotations = {}
+    for role, section in wanted.items():
+        settings = {key: value for key, value in section.items() if key not in ("role", "extended")}
+        if former and role in former and former[role].settings == settings:
+            rotations[role] = former[role]
+            continue
+        fetch = functools.partial(SOURCES[settings["source"]], settings, randomness)
+        rotations[role] = Rotation(role, settings, fetch, report, post if settings["source"] in SLOW_SOURCES else None)
+    return rotations
+
+
+def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
+    """Return what tells this box from others and stays over reboots: machine-id, else host name and network cards."""
+    for path in paths:
+        try:
+            with open(path) as file:
+                found = file.read().strip()
+        except OSError:
+            continue
+        if len(found) >= 32:
+            return found
+    cards = []
+    for name in sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else ():
+        try:
+            with open("/sys/class/net/%s/address" % name) as file:
+                cards.append(file.read().strip())
+        except OSError:
+            pass
+    return " ".join([socket.gethostname()] + cards)
+
+
+# ---------------------------------------------------------------- HTTP -------------------------
+
+TOKEN_PATH = "/latest/api/token"
+CONTAINER_PATH = "/v2/credentials/"
+
+
+class HTTPError(Exception):
+    """A refusal, raised anywhere and rendered in one place; the reason goes to the log, not to the client."""
+
+    def __init__(self, status, reason="", headers=b"", body=None):
+        super().__init__(reason)
+        self.status, self.reason, self.headers = status, reason, headers
+        self.body = body or '{"error": "%s"}' % phrase(status).lower()
+
+
+def phrase(status):
+    """Return the reason phrase of a status."""
+    return BaseHTTPRequestHandler.responses.get(status, ("Unknown",))[0]
+
+
+def container_error(status, code, message):
+    """Return a refusal in the form of the container endpoints."""
+    return HTTPError(status, message, body=json.dumps({"Code": code, "Message": message}))
+
+
+class Postponed(Exception):
+    """Ask the handler again after so many seconds; nobody else waits."""
+
+    def __init__(self, seconds):
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+class Dropped(Exception):
+    """Answer nothing: reset the connection, or leave it open without a word."""
+
+    def __init__(self, reset):
+        super().__init__(reset)
+        self.reset = reset
+
+
+class Request:
+    """What the head of a well-formed request says; `line` and `agent` are escaped for the log."""
+
+    __slots__ = ("method", "path", "hosts", "fields", "minor", "persistent", "expects", "length", "chunked", "line",
+                 "agent")
+
+
+# Requests are checked before anything is decided from them: what is not well-formed by RFC 9112 is refused, also where
+# the RFC lets a server be lenient, since leniency hides headers (a bare LF, a folded line, a blank before the colon).
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % _TCHAR)
+FIELD = re.compile(rb"(%s+):[ \t]*([\t -~\x80-\xff]*)" % _TCHAR)
+METHOD_START = rb"%s+(?: |\Z)" % _TCHAR
+BARE = rb"(?<!\r)\n|\r(?!\n|\Z)"
+CHUNK = rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n"
+CHUNK_START = rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?\Z"
+AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::\d{0,5})?$")
+ABSOLUTE = r"(?i)http://([^/?]*)"
+ONCE = {"host", "content-length", "transfer-encoding", "expect", "authorization", "x-aws-ec2-metadata-token",
+        "x-aws-ec2-metadata-token-ttl-seconds"}
+
+
+def read_request(received):
+    """Return (Request, end) of the first request in the bytes received.
+
+    The Request is None while the head is not all there, the end is None while the body is not. Raises HTTPError.
+    """
+    end = received.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
+    if end < 0:
+        _check_unfinished(received)
+        return None, None
+    request = parse_head(received[:end])
+    end += 4
+    if request.chunked:
+        return request, _chunked_end(received, end)
+    return request, end + request.length if len(received) >= end + request.length else None
+
+
+def _check_unfinished(received):
+    """Refuse at once what can never become a request."""
+    line, complete, _ = received.partition(b"\r\n")
+    if re.search(BARE, received) or not re.match(METHOD_START, received):
+        raise HTTPError(400, "malformed request")
+    if complete:
+        _parse_line(line)
+    elif len(line) > MAX_TARGET + 64:
+        raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
+    if len(received) > MAX_HEAD:
+        raise HTTPError(431, "head over %d bytes" % MAX_HEAD)
+
+
+def _parse_line(line):
+    match = REQUEST_LINE.fullmatch(line)
+    if not match:
+        raise HTTPError(400, "malformed request line")
+    method, target, major, minor = (part.decode() for part in match.groups())
+    if major != "1":
+        raise HTTPError(505, "HTTP/%s.%s" % (major, minor))
+    if len(target) > MAX_TARGET:
+        raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
+    return method, target, int(minor)
+
+
+@functools.lru_cache(maxsize=64)
+def _parse_small_head(head):
+    return _parse_head(head)
+
+
+def parse_head(head):
+    """Return the Request of a head without its empty line. Raises HTTPError.
+
+    Clients repeat their requests to the byte: those of usual size are parsed once.
+    """
+    return _parse_small_head(head) if len(head) <= 1024 else _parse_head(head)
+
+
+def _parse_head(head):
+    line, *lines = head.split(b"\r\n")
+    request = Request()
+    request.method, target, request.minor = _parse_line(line)
+    request.fields = fields = _parse_fields(lines)
+    request.line, request.agent = escaped(line)[:MAX_LOGGED_LINE], escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
+    authority = None if target.startswith("/") else re.match(ABSOLUTE, target)
+    request.path = canonical_path(target[authority.end():] or "/" if authority else target)
+    if not target.startswith("/") and not authority and (request.method, target) != ("OPTIONS", "*"):
+        raise HTTPError(400, "malformed target")
+    if "host" not in fields and request.minor:
+        raise HTTPError(400, "no Host")
+    request.hosts = [host_name(text) for text in (fields.get("host"), authority and authority.group(1))
+                     if text is not None]
+    options = {word.strip().lower() for word in fields.get("connection", "").split(",")}
+    request.persistent = "close" not in options and (request.minor > 0 or "keep-alive" in options)
+    _frame(request)
+    return request
+
+
+def _parse_fields(lines):
+    fields = {}
+    for line in lines:
+        match = FIELD.fullmatch(line)
+        if not match:
+            raise HTTPError(400, "malformed header line")
+        name, value = match.group(1).decode().lower(), match.group(2).strip(b" \t").decode("latin-1")
+        if name in fields:
+            if name in ONCE:
+                raise HTTPError(400, "repeated " + name)
+            value = fields[name] + "," + value
+        fields[name] = value
+    return fields
+
+
+def canonical_path(target):
+    """Return the path of a target: no query, decoded, without empty parts, dated versions as "latest".
+
+    So do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource, as on a real instance.
+    """
+    path = target.partition("?")[0]
+    if "%" in path:
+        path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:  # tokens come from /latest only
+        parts[0] = "latest"
+    return "/" + "/".join(parts)
+
+
+def host_name(text):
+    """Return the host of HOST, HOST:PORT or [IPV6]:PORT in lower case, without brackets. Raises HTTPError."""
+    match = AUTHORITY.match(text)
+    if not match:
+        raise HTTPError(400, "malformed Host")
+    return match.group(1).strip("[]").lower()
+
+
+def _frame(request):
+    """Tell how long the body is, and whether the client waits to be asked for it. No request here needs a body."""
+    length, coding = request.fields.get("content-length"), request.fields.get("transfer-encoding")
+    request.chunked = coding is not None
+    if request.chunked and (coding.lower() != "chunked" or length is not None or not request.minor):
+        raise HTTPError(400, "Transfer-Encoding that is not just chunked")
+    if length is not None and not re.match(r"(0|[1-9]\d*)$", length, re.ASCII):
+        raise HTTPError(400, "malformed Content-Length")
+    if length is not None and (len(length) > 9 or int(length) > MAX_BODY):
+        raise HTTPError(413, "body over %d bytes" % MAX_BODY)
+    request.length = int(length or 0)
+    expectation = request.fields.get("expect") if request.minor else None
+    request.expects = expectation is not None
+    if request.expects and (expectation.lower() != "100-continue" or request.method != "PUT" or request.path != TOKEN_PATH):
+        raise HTTPError(417, "Expect")  # as the real service does; on the token PUT s3fs needs its 100
+
+
+def _chunked_end(received, start):
+    """Return where a chunked body ends, None while it is not all there. Raises HTTPError."""
+    at = start
+    while True:
+        match = re.match(CHUNK, received[at:at + MAX_LOGGED_LINE])
+        if not match and not re.match(CHUNK_START, received[at:]):
+            raise HTTPError(400, "malformed chunk")
+        size = int(match.group(1), 16) if match else 0
+        if max(len(received) if not match else 0, at + size) - start > MAX_BODY:
+            raise HTTPError(413, "body over %d bytes" % MAX_BODY)
+        if not match:
+            return None
+        at += match.end()
+        if not size:
+            return _trailers_end(received, at)
+        at += size + 2
+        if len(received) < at:
+            return None
+        if received[at - 2:at] != b"\r\n":
+            raise HTTPError(400, "malformed chunk")
+
+
+def _trailers_end(received, at):
+    if received.startswith(b"\r\n", at):
+        return at + 2
+    end = received.find(b"\r\n\r\n", at)
+    if end - at > MAX_HEAD or len(received) - at > MAX_HEAD and end < 0:
+        raise HTTPError(431, "trailers over %d bytes" % MAX_HEAD)
+    if re.search(BARE, received[at:]) if end < 0 else not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
+        raise HTTPError(400, "malformed trailer")
+    return end + 4 if end >= 0 else None
+
+
+def escaped(text):
+    """Return a text as one field of a log line: printable, no quote, no backslash, no session token."""
+    if isinstance(text, str):
+        text = text.encode("latin-1", "replace")
+    text = "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else "\\x%02x" % byte for byte in text)
+    return re.sub(TOKEN_SHAPE, "(token)", text) if "AQAEA" in text else text
+
+
+def broken_request(received):
+    """Return what stands for a request that cannot be read: enough to answer and to log it."""
+    request = Request()
+    request.method, request.path, request.hosts, request.fields, request.minor = "", "", [], {}, 1
+    request.persistent, request.agent = False, ""
+    request.line = escaped(received[:MAX_LOGGED_LINE].split(b"\r\n")[0])[:MAX_LOGGED_LINE]
+    return request
+
+
+def aged(leaf, now):
+    """Return a document of credentials with times that make it expired (a fault of the configuration)."""
+    body = leaf.body.decode()
+    for key, seconds in (("LastUpdated", now - 7 * 3600), ("Expiration", now - 3600)):
+        body = re.sub(r'("%s" ?: )"[^"]*"' % key, r'\1"%s"' % utc(seconds), body)
+    return Leaf(body, modified=now)
+
+
+def where(error):
+    """Return the kind and the place of an unexpected error in one line; not its text, which may hold a secret."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    return "%s in %s, line %d" % (type(error).__name__, trace.tb_frame.f_code.co_name, trace.tb_lineno)
+
+
+class Clock:
+    """The wall clock, and how HTTP and the log write the second that it shows, made once a second."""
+
+    def __init__(self, clock=time.time):
+        self._clock, self._second, self.stamp, self.headers = clock, None, "", b""
+        self.tick()
+
+    def tick(self):
+        """Look at the clock; called once for each round of the server."""
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self.stamp = second, utc(second)
+            self.headers = ("Date: %s\r\nServer: EC2ws\r\n" % http_date(second)).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Decides one request: the Request in, the bytes of the answer out; it neither reads nor writes.
+
+    After `respond`, `status`, `size` and `reason` are for the log, `hop_limit` for the socket.
+    """
+
+    def __init__(self, request, imds, tokens, clock, patient_until):
+        self.request, self.imds, self.tokens, self.clock = request, imds, tokens, clock
+        self.status, self.size, self.reason, self.hop_limit = 200, 0, "", 0
+        self.ttl = b""  # the header with the seconds that the session token has left
+        self.faults = imds.striking(request.path) if imds.faults else []
+        self.delay = sum(fault.delay or 0 for fault in self.faults)
+        self.code = self.expired = None
+        self._patient_until = patient_until
+
+    def respond(self):
+        """Return the whole answer as bytes. Raises Postponed or Dropped where there is none now, or none ever."""
+        try:
+            if self.faults:
+                self._suffer()
+            self._admit()
+            return getattr(self, "do_" + self.request.method, self._unknown)()
+        except HTTPError as error:
+            return self.refusal(error)
+        except (Postponed, Dropped):
+            raise
+        except Exception as error:
+            return self.refusal(HTTPError(500, where(error)))
+
+    def do_GET(self):
+        """Answer with the value at the path, or with the listing of a directory."""
+        leaf = self._leaf()
+        self.size = len(leaf.body)
+        return self._found(leaf) + leaf.body
+
+    def do_HEAD(self):
+        """Answer as to a GET, without the body."""
+        return self._found(self._leaf())
+
+    def do_PUT(self):
+        """Issue a session token (EC2 User Guide; TTL 0 as captured). Never through a proxy, which an SSRF could use."""
+        if self.request.path != TOKEN_PATH:
+            raise HTTPError(403, "PUT is for /latest/api/token")
+        if "x-forwarded-for" in self.request.fields:
+            raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
+        ttl = self.request.fields.get("x-aws-ec2-metadata-token-ttl-seconds", "")
+        if not re.match(r"\d{1,5}$", ttl, re.ASCII) or int(ttl) > MAX_TOKEN_TTL:
+            raise HTTPError(400, "X-aws-ec2-metadata-token-ttl-seconds must be 1 to %d" % MAX_TOKEN_TTL)
+        self.hop_limit = self.imds.hop_limit
+        self.ttl = b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % int(ttl)
+        return self._plain(self.tokens.issue(int(ttl)).encode())
+
+    def do_OPTIONS(self):
+        """Say which methods a path knows."""
+        if self.request.path == TOKEN_PATH:
+            return self._plain(b"", headers=b"Allow: OPTIONS, PUT\r\n")
+        if self.request.path != "/*" and not self.imds.find(self.request.path):
+            raise HTTPError(404)
+        return self._plain(b"", headers=b"Allow: OPTIONS, GET, HEAD\r\n")
+
+    def do_POST(self):
+        """Refuse what the real service refuses with 403 (captured for POST and DELETE)."""
+        raise HTTPError(403, "%s is not allowed" % self.request.method)
+
+    do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
+
+    def _unknown(self):
+        raise HTTPError(501, "unknown method")
+
+    def _admit(self):
+        """Let in who may ask: a known Host (DNS rebinding), a service that is on, a session token that is good."""
+        request, imds = self.request, self.imds
+        for host in request.hosts:
+            if host not in imds.hosts:
+                raise HTTPError(403, "host %s is not allowed; see allowed-hosts" % escaped(host)[:100])
+        if not imds.enabled:
+            raise HTTPError(403, "http-endpoint is disabled")
+        if request.path.startswith(CONTAINER_PATH):
+            self._authorize()
+        elif not (request.method == "PUT" and request.path == TOKEN_PATH):
+            self._check_token(request.fields.get("x-aws-ec2-metadata-token"))
+
+    def _check_token(self, token):
+        """Ask for a session token where http-tokens is required; refuse a bad one everywhere: agents probe with one."""
+        if token is None:
+            if self.imds.token_required:
+                raise HTTPError(401, "no session token, and http-tokens is required")
+            return
+        remaining = self.tokens.remaining(token)
+        if remaining is None:
+            raise HTTPError(401, "session token is expired or none of ours")
+        self.ttl = b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % remaining
+
+    def _authorize(self):
+        wanted = self.imds.authorization
+        given = self.request.fields.get("authorization", "")
+        if wanted and not compare_digest(given.encode(), wanted.encode()):
+            raise container_error(401, "AccessDenied", "the Authorization header is missing or wrong")
+
+    def _leaf(self):
+        """Return what is at the path, or raise what stands in its place."""
+        path = self.request.path
+        found = self.imds.find(path)
+        if path == TOKEN_PATH:
+            raise HTTPError(405, headers=b"Allow: OPTIONS, PUT\r\n")
+        if found is None:
+            raise HTTPError(404, "unknown role" if path.startswith(CONTAINER_PATH) else "")
+        if isinstance(found, Leaf) and not self.code:
+            return found
+        if self.code or not found.leaf():
+            return self._no_credentials(found)
+        return aged(found.leaf(), time.time()) if self.expired else found.leaf()
+
+    def _no_credentials(self, found):
+        """Return the document of a failure: a fault's, or that of a source without credentials."""
+        if not self.code and found.rotation.pending and time.monotonic() < self._patient_until:
+            raise Postponed(FETCH_POLL)
+        code = self.code or "Failed"
+        message = ("a fault of the configuration" if self.code else
+                   "the source of credentials for %s has none now; the log of fake-metadata says why" % found.rotation.role)
+        if self.request.path.startswith(CONTAINER_PATH):
+            raise container_error(400 if self.code else 503, code, message)
+        now = time.time()
+        return Leaf(failure_document(code, message, now), modified=now)
+
+    def _suffer(self):
+        """Let the faults of the configuration strike; a delay first, which is over when the handler is asked again."""
+        delay, self.delay = self.delay, 0
+        if delay:
+            raise Postponed(delay)
+        for fault in self.faults:
+            if fault.reset or fault.no_answer:
+                raise Dropped(fault.reset)
+            if fault.status:
+                raise HTTPError(fault.status, "a fault of the configuration")
+            if fault.refuse_token and "x-aws-ec2-metadata-token" in self.request.fields:
+                raise HTTPError(401, "a fault of the configuration")
+            self.code, self.expired = self.code or fault.code, self.expired or fault.expired
+
+    def refusal(self, error):
+        """Return the answer to a request that is refused."""
+        self.status, self.reason = error.status, error.reason
+        return self._plain(error.body.encode(), error.status, b"application/json", error.headers)
+
+    def _found(self, leaf):
+        return b"".join((b"HTTP/1.1 200 OK\r\n", self.ttl, leaf.head, self.clock.headers, self._connection(), b"\r\n"))
+
+    def _plain(self, body, status=200, content_type=b"text/plain", headers=b""):
+        """Return an answer with the headers, in the order of the real service's tokens and errors."""
+        self.status, self.size = status, len(body)
+        return b"".join((
+            b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode()), self.ttl, headers, b"Content-Length: %d\r\n" % len(body),
+            self.clock.headers, self._connection(), b"Content-Type: %s\r\n\r\n" % content_type,
+            b"" if self.request.method == "HEAD" else body))
+
+    def _connection(self):
+        if not self.request.persistent:
+            return b"Connection: close\r\n"
+        return b"" if self.request.minor else b"Connection: keep-alive\r\n"
+
+
+# ---------------------------------------------------------------- server -----------------------
+
+class Connection:
+    """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
+
+    __slots__ = ("server", "socket", "peer", "received", "unsent", "deadline", "handler", "started", "ending", "asked",
+                 "watched")
+
+    def __init__(self, server, client, peer):
+        self.server, self.socket, self.peer = server, client, peer
+        self.received = self.unsent = b""
+        self.deadline = server.now + IDLE_SECONDS
+        self.handler = None  # of the request that is being answered
+        self.started = 0.0
+        self.ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
+        self.asked = False  # 100 Continue was sent for the request at hand
+        self.watched = 0  # what the selector watches the socket for
+
+    @property
+    def idle(self):
+        """True between two requests."""
+        return not (self.received or self.unsent or self.handler)
+
+    def readable(self):
+        """Receive what has come, answer every request that is complete."""
+        try:
+            data = self.socket.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            self._watch(selectors.EVENT_READ)
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        elif self.ending != "linger":
+            if not self.received:
+                self.deadline = self.server.now + REQUEST_SECONDS
+            self.received += data
+            self._advance()
+
+    def writable(self):
+        """Send more of the answers; go on with the requests when the client has taken them."""
+        self._send(b"")
+        if self.socket and not self.unsent:
+            self._advance()
+
+    def resume(self):
+        """Ask the handler of a postponed request again."""
+        if self.socket:
+            self._respond()
+            self._advance()
+
+    def expire(self):
+        """End a connection whose deadline has passed, with a word if a request was begun and can be answered."""
+        if self.received and not self.unsent and not self.handler and not self.ending:
+            self._refuse(HTTPError(408, "no whole request within %d s" % REQUEST_SECONDS))
+        else:
+            self.close()
+
+    def finish(self):
+        """Close after what is in flight; the server stops."""
+        if self.idle:
+            self.close()
+        else:
+            self.deadline = min(self.deadline, self.server.now + STOP_SECONDS)
+
+    def close(self, reset=False):
+        """Close the socket, with a reset if asked for."""
+        if self.socket:
+            self._watch(0)
+            if reset:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.socket.close()
+            self.socket = None
+            self.server.connections.discard(self)
+
+    def _advance(self):
+        """Answer the requests received, in order, while the client takes the answers."""
+        while self.received and not self.handler and not self.ending and len(self.unsent) < MAX_PENDING_OUTPUT:
+            if self.received.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
+                self.received = self.received[2:]
+                continue
+            try:
+                request, end = read_request(self.received)
+            except HTTPError as error:
+                self._refuse(error)
+                break
+            if end is None:
+                if request and request.expects and not self.asked:
+                    self.asked = True
+                    self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                break
+            self.received, self.asked, self.started = self.received[end:], False, time.monotonic()
+            self.handler = self.server.handle(request, self.started)
+            self._respond()
+        if self.socket and not self.unsent and not self.handler:
+            self._settle()
+
+    def _settle(self):
+        """Wait for more of the client, or end what is to be ended."""
+        if self.ending == "after":
+            self.close()
+            return
+        if self.ending == "linger":
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.close()
+                return
+        self._watch(selectors.EVENT_READ)
+
+    def _respond(self):
+        """Have the handler answer, now or later or never."""
+        try:
+            answer = self.handler.respond()
+        except Postponed as postponed:
+            self._watch(0)
+            self.deadline = float("inf")
+            self.server.call_later(postponed.seconds, self.resume)
+            return
+        except Dropped as dropped:
+            self._drop(dropped.reset)
+            return
+        handler, self.handler = self.handler, None
+        self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
+        if not handler.request.persistent or self.server.stopping:
+            self.ending = "after"
+        self.server.log.request(self.peer, handler, time.monotonic() - self.started)
+        if handler.hop_limit:
+            self._send_with_hop_limit(answer, handler.hop_limit)
+        else:
+            self._send(answer)
+
+    def _refuse(self, error):
+        """Answer what cannot be read as a request, and close, since nobody knows where the next one would begin."""
+        handler = self.server.handle(broken_request(self.received), 0)
+        self.ending, self.received = "linger", b""
+        self.deadline = self.server.now + LINGER_SECONDS
+        answer = handler.refusal(error)
+        self.server.log.request(self.peer, handler, 0)
+        self._send(answer)
+        if self.socket and not self.unsent:
+            self._settle()
+
+    def _drop(self, reset):
+        """Leave a request without an answer (a fault of the configuration)."""
+        self.handler.status, self.handler.reason = 0, "a fault of the configuration: no answer"
+        self.server.log.request(self.peer, self.handler, 0)
+        if reset:
+            self.close(reset=True)
+        else:
+            self.ending, self.deadline = "linger", float("inf")
+            self._watch(selectors.EVENT_READ)  # until the client gives up
+
+    def _send_with_hop_limit(self, answer, hops):
+        """Send the answer to a token PUT with an IP TTL that keeps it within so many hops (EC2 User Guide)."""
+        level, option = ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if self.socket.family == socket.AF_INET6
+                         else (socket.IPPROTO_IP, socket.IP_TTL))
+        self.socket.setsockopt(level, option, hops)
+        self._send(answer)
+        if self.socket:
+            self.socket.setsockopt(level, option, -1)  # the default of the system
+
+    def _send(self, data):
+        """Send what the client takes, keep the rest."""
+        data = self.unsent + data if self.unsent else data
+        try:
+            sent = self.socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:  # the client is gone
+            self.close()
+            return
+        self.unsent = data[sent:]
+        if self.unsent:
+            if sent:
+                self.deadline = self.server.now + REQUEST_SECONDS
+            self._watch(selectors.EVENT_WRITE)
+
+    def _watch(self, events):
+        if events == self.watched:
+            return
+        if not self.watched:
+            self.server.selector.register(self.socket, events, self)
+        elif events:
+            self.server.selector.modify(self.socket, events, self)
+        else:
+            self.server.selector.unregister(self.socket)
+        self.watched = events
+
+
+class Server(HTTPServer):
+    """One thread, one selector, no lock: complete requests go to a Handler, whatever has to wait is a timer.
+
+    `imds` may be replaced at any time. `post` may be called by other threads and by nobody else.
+    """
+
+    request_queue_size = 1024  # 200 clients at once: half of them unanswered with the usual 5
+
+    def __init__(self, address, imds, tokens, log, clock):
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.imds, self.tokens, self.log, self.clock = imds, tokens, log, clock
+        self.connections, self.stopping, self.now = set(), False, time.monotonic()
+        self.limit = min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES)
+        self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
+        self.selector = selectors.DefaultSelector()
+        self._wake_receiver, self.waker = socket.socketpair()
+        for end in (self._wake_receiver, self.waker):
+            end.setblocking(False)
+        self.selector.register(self._wake_receiver, selectors.EVENT_READ, self._woken)
+        super().__init__(address, Handler, bind_and_activate=False)
+
+    def server_bind(self):
+        """Bind without asking a resolver for our name, as HTTPServer does: 10 s where there is none."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the connections inherit it
+        self.socket.setblocking(False)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def server_activate(self):
+        """Open the port."""
+        super().server_activate()
+        self.selector.register(self.socket, selectors.EVENT_READ, self._accept)
+
+    def serve_forever(self, poll_interval=None):
+        """Serve until `stop`, and then until what is in flight is done."""
+        self._tick()
+        while not self.stopping or self.connections:
+            self.serve_once()
+        self.log.flush()
+
+    def serve_once(self):
+        """Serve what is ready, or wait for it or for the next timer."""
+        ready = self.selector.select(max(0, self._timers[0][0] - time.monotonic()) if self._timers else None)
+        self.now = time.monotonic()
+        self.clock.tick()
+        for key, events in ready:
+            self._serve(key.data, events)
+        while self._timers and self._timers[0][0] <= self.now:
+            self._guarded(heapq.heappop(self._timers)[2])
+        self.log.flush()
+
+    def handle(self, request, started):
+        """Return the Handler of a request."""
+        return self.RequestHandlerClass(request, self.imds, self.tokens, self.clock, started + CLIENT_PATIENCE)
+
+    def call_later(self, seconds, callback):
+        """Have something called in so many seconds."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
+
+    def post(self, callback):
+        """Have something called by the server's thread; for other threads."""
+        self._posted.append(callback)
+        try:
+            self.waker.send(b"\0")
+        except OSError:  # full: it is awake anyhow; closed: it has stopped
+            pass
+
+    def stop(self):
+        """Accept what has come so far and no more; finish what is in flight."""
+        if not self.stopping:
+            self._accept()
+            self.stopping = True
+            if self.socket.fileno() in self.selector.get_map():  # not while it waits for open files
+                self.selector.unregister(self.socket)
+            self.socket.close()
+            for connection in list(self.connections):
+                connection.finish()
+
+    def server_close(self):
+        """Close all sockets."""
+        for connection in list(self.connections):
+            connection.close()
+        self.selector.close()
+        super().server_close()
+        self._wake_receiver.close()
+        self.waker.close()
+
+    def _serve(self, served, events):
+        if not isinstance(served, Connection):
+            self._guarded(served)
+        elif served.socket:  # not closed by what came before it in this round
+            self._guarded(served.writable if events & selectors.EVENT_WRITE else served.readable)
+
+    def _guarded(self, callback):
+        try:
+            callback()
+        except Exception as error:  # a defect costs its own connection, never the service
+            self.log.say("internal error: %s" % where(error))
+            connection = getattr(callback, "__self__", None)
+            if isinstance(connection, Connection):
+                connection.close()
+
+    def _accept(self):
+        for _ in range(ACCEPT_BATCH):
+            try:
+                client, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                    self._pause()
+                    return
+                continue  # the client is gone already
+            client.setblocking(False)
+            connection = Connection(self, client, address[0])
+            if len(self.connections) >= self.limit:
+                self._turn_away(connection)
+                continue
+            self.connections.add(connection)
+            self._guarded(connection.readable)  # often the request has come along
+
+    def _turn_away(self, connection):
+        handler = self.handle(broken_request(b""), 0)
+        connection._send(handler.refusal(HTTPError(503, "over %d connections" % self.limit)))
+        self.log.request(connection.peer, handler, 0)
+        connection.close()
+
+    def _pause(self):
+        """Wait for open files instead of asking for the connection that cannot be had again and again."""
+        self.log.say("out of open files: no new connections for a moment")
+        self.selector.unregister(self.socket)
+        self.call_later(0.2, lambda: self.stopping or self.selector.register(
+            self.socket, selectors.EVENT_READ, self._accept))
+
+    def _woken(self):
+        try:
+            self._wake_receiver.recv(4096)
+        except BlockingIOError:
+            pass
+        while self._posted:
+            self._guarded(self._posted.popleft())
+
+    def _tick(self):
+        """Once a second: close what is overdue."""
+        self.call_later(1, self._tick)
+        for connection in list(self.connections):
+            if connection.deadline < self.now:
+                self._guarded(connection.expire)
+
+
+def open_files_limit():
+    """Raise the soft limit of open files as far as it is of use; return it."""
+    try:
+        import resource
+    except ImportError:
+        return 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
+
+
+# ---------------------------------------------------------------- log and signals --------------
+
+class Log:
+    """The log: whole lines, gathered and written once a round; a log that cannot be written never stops the service."""
+
+    def __init__(self, clock, path=""):
+        self._clock, self._path, self._file = clock, "", None
+        self._lines, self._backlog, self._lost = [], b"", 0
+        self.reopen(path)
+
+    def request(self, peer, handler, seconds):
+        """Note a request that was answered, or refused for a reason."""
+        request = handler.request
+        self._lines.append('%s %s "%s" %d %d %.1fms "%s"%s\n' % (
+            self._clock.stamp, peer, request.line, handler.status, handler.size, seconds * 1000, request.agent,
+            handler.reason and " " + handler.reason))
+
+    def say(self, words):
+        """Note what people should know."""
+        self._clock.tick()
+        self._lines.append("%s fake-metadata: %s\n" % (
+            self._clock.stamp, "".join(char if char.isprintable() else "?" for char in words)))
+
+    def reopen(self, path):
+        """Open the file anew, or go on with what there is and say so."""
+        self.flush()
+        if not path:
+            self._use(None, path)
+            return
+        try:
+            self._use(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640), path)
+        except OSError as error:
+            trouble = "cannot open the log %s: %s; logging goes on %s" % (
+                path, error.strerror, "to " + self._path if self._file and self._path else "to stderr")
+            self.say(trouble)
+            if self._file is not None:
+                complain(trouble)
+        self.flush()
+
+    def flush(self):
+        """Write the lines gathered; keep them for later where the disk is full, up to a limit."""
+        if not self._lines and not self._backlog:
+            return
+        data = self._backlog + "".join(self._lines).encode("utf-8", "replace")
+        self._lines = []
+        written = self._write(data)
+        rest = data[written:]
+        if len(rest) > MAX_LOG_BACKLOG:
+            keep = rest.rfind(b"\n", 0, MAX_LOG_BACKLOG) + 1
+            self._lost += rest.count(b"\n", keep)
+            rest = rest[:keep]
+        elif not rest and self._lost:
+            lost, self._lost = self._lost, 0
+            self.say("%d lines were lost while the log could not be written" % lost)
+        self._backlog = rest
+
+    def _use(self, file, path):
+        former, self._file, self._path = self._file, file, path
+        if former is not None:
+            os.close(former)
+
+    def _write(self, data):
+        """Return how many bytes could be written without waiting for anybody."""
+        target, written = 2 if self._file is None else self._file, 0
+        try:
+            regular = stat.S_ISREG(os.fstat(target).st_mode)
+            while written < len(data):
+                if not regular and not _takes_more(target):  # a pipe or terminal that nobody reads
+                    break
+                written += os.write(target, data[written:written + (MAX_LOG_BACKLOG if regular else PIPE_BYTES)])
+        except OSError:
+            pass
+        return written
+
+
+def _takes_more(target):
+    import select
+    poll = select.poll()
+    poll.register(target, select.POLLOUT)
+    return any(events & select.POLLOUT and not events & select.POLLERR for _, events in poll.poll(0))
+
+
+class Daemon:
+    """The service as a process: its configuration, its credentials, its log, and what signals ask of it."""
+
+    def __init__(self, options, environ=os.environ):
+        self._options, self._environ = options, environ
+        self._notes = collections.deque()  # signals received and not yet acted on
+        self._config = load_config(options.config, environ)
+        self.clock = Clock()
+        self.log = Log(self.clock, options.log or self._config["server"]["log"])
+        self.address = options.address or self._config["server"]["bind"] or DEFAULT_BIND
+        self._rotations = make_rotations(self._config, self.log.say, lambda callback: self.server.post(callback))
+        self.server = Server(self.address, self._imds(), SessionTokens(session_token_key()), self.log, self.clock)
+
+    def run(self):
+        """Serve until TERM or INT. Raises OSError if it cannot listen."""
+        self._catch_signals()
+        try:
+            self._open()
+            self.server.serve_forever()
+            self.log.say("stopped")
+        finally:
+            for rotation in self._rotations.values():
+                rotation.cancel()
+            self.server.server_close()
+            self.log.flush()
+
+    def dump(self):
+        """Return every path with its value as it would be served, fetched where it must be."""
+        imds = self.server.imds
+        for rotation in self._rotations.values():
+            rotation.refresh()
+        while any(rotation.pending for rotation in self._rotations.values()):
+            self.server.serve_once()
+        lines = []
+        for path in imds.paths():
+            found = imds.find(path)
+            leaf = found if isinstance(found, Leaf) else found.leaf()
+            text = leaf.body.decode("utf-8", "backslashreplace") if leaf else "(no credentials)"
+            lines += [path] + ["    " + line for line in text.split("\n")]
+        return "\n".join(lines)
+
+    def _imds(self):
+        try:
+            return Imds(self._config, self._rotations, box_id(), (self.address[0],))
+        except ConfigError as error:
+            raise ConfigError("%s: %s" % (self._options.config, error)) from None
+
+    def _catch_signals(self):
+        """Have signals noted, and the server woken; what they ask for is done between two rounds."""
+        for number, act in ((signal.SIGHUP, self._reload), (signal.SIGUSR1, self._renew),
+                            (signal.SIGTERM, self._stop), (signal.SIGINT, self._stop)):
+            signal.signal(number, lambda number, frame, act=act: self.server.post(act))
+
+    def _open(self):
+        """Take the port, fetch the first credentials, open the port and say so."""
+        try:
+            self.server.server_bind()
+            self._first_credentials()
+            if self.server.stopping:
+                return
+            self.server.server_activate()
+        except (OSError, UnicodeError) as error:
+            raise OSError(getattr(error, "errno", None) or errno.EINVAL, "cannot listen on %s port %d: %s" % (
+                *self.address, getattr(error, "strerror", None) or error)) from None
+        self.server.call_later(1, self._tick)
+        self._announce()
+
+    def _first_credentials(self):
+        """Wait for the first credentials before the port opens, but not for ever."""
+        self.server.now = time.monotonic()
+        for rotation in self._rotations.values():
+            rotation.refresh()
+        give_up = self.server.now + FIRST_FETCH_WAIT
+        self.server.call_later(FIRST_FETCH_WAIT, lambda: None)
+        while (any(rotation.pending for rotation in self._rotations.values()) and self.server.now < give_up
+               and not self.server.stopping):
+            self.server.serve_once()
+
+    def _announce(self):
+        host, port = self.server.server_address[:2]
+        url = "http://%s:%d/" % ("[%s]" % host if ":" in host else host, port)
+        self.log.say("%s started, process %d" % (VERSION, os.getpid()))
+        if not (host.startswith("127.") or host == "::1"):
+            self.log.say("bound to %s: whoever reaches this address gets the credentials" % host)
+        self.log.say("listening on " + url)
+        if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
+            complain("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
+        self.log.flush()
+        notify("READY=1", self._environ)
+
+    def _tick(self):
+        self.server.call_later(1, self._tick)
+        for rotation in self._rotations.values():
+            rotation.tick()
+
+    def _reload(self):
+        """Reopen the log and take the configuration as it is now; a bad one is reported and the old one stays."""
+        notify("RELOADING=1", self._environ)
+        former = self._config, self._rotations
+        try:
+            self._config = load_config(self._options.config, self._environ)
+            self._rotations = make_rotations(self._config, self.log.say, self.server.post, former[1])
+            imds = self._imds()
+        except ConfigError as error:
+            self._config, self._rotations = former
+            self.log.reopen(self._options.log or self._config["server"]["log"])
+            self.log.say("not reloaded, the old configuration stays: %s" % error)
+        else:
+            self._adopt(imds, former[1])
+        notify("READY=1", self._environ)
+
+    def _adopt(self, imds, former):
+        self.server.imds = imds
+        for role, rotation in former.items():
+            if self._rotations.get(role) is not rotation:
+                rotation.cancel()
+        for role, rotation in self._rotations.items():
+            if former.get(role) is not rotation:
+                rotation.refresh()
+        self.log.reopen(self._options.log or self._config["server"]["log"])
+        self.log.say("reloaded: log reopened, " + ("configuration read" if self._options.config else "no configuration"))
+        bind = self._config["server"]["bind"]
+        if bind and not self._options.address and bind != self.address:
+            self.log.say("bind changed: takes effect at the next restart")
+
+    def _renew(self):
+        """Make new credentials of all roles now."""
+        self.log.say("new credentials asked for")
+        for rotation in self._rotations.values():
+            rotation.refresh()
+
+    def _stop(self):
+        if not self.server.stopping:
+            notify("STOPPING=1", self._environ)
+            self.log.say("stopping")
+            self.server.stop()
+
+
+def notify(message, environ=os.environ):
+    """Tell the supervisor (sd_notify protocol: systemd, start-stop-daemon --notify-await), if there is one."""
+    address = environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+        try:
+            messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except OSError:  # nobody listens any more
+            pass
+
+
+# ---------------------------------------------------------------- main -------------------------
+
+def complain(words):
+    """Write one line to stderr."""
+    try:
+        os.write(2, ("fake-metadata: %s\n" % words).encode())
+    except OSError:
+        pass
+
+
+USAGE = """usage: fake_metadata.py [OPTIONS] [HOST | HOST:PORT]
+
+Fake EC2 instance metadata service for a development box; listens on 127.0.0.1:8000 unless told otherwise.
+
+  --config FILE   read this configuration; without it nothing is read
+  --log FILE      log to this file; without it to stderr
+  --test-config   check the configuration, exit 0 or 1
+  --dump          print every path and value as they would be served
+  --version       print the version
+  --help          print this
+"""
+
+
+class Options:
+    """What a command line asks for; by hand, since argparse takes 6 ms of each start. Raises ValueError."""
+
+    def __init__(self, arguments):
+        self.config = self.log = self.address = None
+        self.action = "run"
+        rest = iter(arguments)
+        for word in rest:
+            name, equals, value = word.partition("=")
+            if name in ("--config", "--log"):
+                setattr(self, name[2:], value if equals else next(rest, ""))
+                if not getattr(self, name[2:]):
+                    raise ValueError("%s needs a file" % name)
+            elif word in ("--test-config", "--dump", "--version", "--help", "-h"):
+                self.action = word.lstrip("-")
+            elif word.startswith("-") or self.address:
+                raise ValueError("%s is not understood" % word)
+            else:
+                self.address = bind_address(word)
+
+
+def main(arguments=None):
+    """Run the command line; return its exit code."""
+    try:
+        options = Options(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as error:
+        sys.stderr.write("%s\nfake-metadata: %s\n" % (USAGE, error))
+        return 2
+    if options.action in ("help", "h", "version"):
+        print("fake-metadata " + VERSION if options.action == "version" else USAGE)
+        return 0
+    try:
+        if options.action != "run":
+            options.log = os.devnull
+        daemon = Daemon(options)
+        if options.action == "test-config":
+            print("%s: configuration ok" % (options.config or "no file"))
+        elif options.action == "dump":
+            print(daemon.dump())
+        else:
+            daemon.run()
+        return 0
+    except ConfigError as error:
+        complain(str(error))
+        notify("ERRNO=%d" % errno.EINVAL)
+    except OSError as error:
+        complain(error.strerror)
+        notify("ERRNO=%d" % abs(error.errno))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
