@@ -871,7 +871,7 @@ def instance_facts(config, box, now):
     """Return the facts of the instance, derived from the few that are configured, so that none contradicts another.
 
     `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
-    Raises ValueError.
+    Raises ConfigError.
     """
     facts = dict(config["instance"])
     derive = functools.partial(_derive, facts)
@@ -964,16 +964,15 @@ def _boot_time(now):
 
 
 def _interfaces(config, instance):
-    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ValueError."""
+    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ConfigError."""
     instance["device-number"] = 0
-    interfaces = [instance]
-    _derive_interface(instance, interfaces, instance["instance-id"])
-    for section in (section for section in config if section.startswith("interface ")):
-        interfaces.append(dict(config[section]))
+    interfaces = []
+    for section in ["instance"] + [section for section in config if section.startswith("interface ")]:
+        interfaces.append(dict(config[section]) if interfaces else instance)
         try:
             _derive_interface(interfaces[-1], interfaces, instance["instance-id"] + section)
         except ValueError as error:
-            raise ValueError("[%s] %s" % (section, error)) from None
+            raise ConfigError("[%s] %s" % (section, error)) from None
     return [_present(interface) for interface in interfaces]
 
 
@@ -985,8 +984,10 @@ def _derive_interface(facts, interfaces, seed):
     derive("device-number", lambda: 1 + max(int(other["device-number"]) for other in others))
     derive("mac", lambda: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", seed)[:5]))
     derive("interface-id", lambda: unique("eni-", seed))
-    derive("local-ipv4", lambda: "172.31.%d.%d" % (_number(0, 15, "net", seed), _number(4, 254, "host", seed)) if alone
-           else _neighbour([other["local-ipv4"] for other in others], seed))
+    derive("local-ipv4", lambda: _address(
+        facts["subnet-ipv4-cidr-block"] or _first(facts["vpc-ipv4-cidr-blocks"] or "") or (
+            "172.31.0.0/16" if alone else first["subnet-ipv4-cidr-block"]),  # that of a default VPC
+        [other["local-ipv4"] for other in others], seed))
     address = _first(facts["local-ipv4"])
     derive("local-hostname", lambda: "%s.%s" % (
         "ip-" + address.replace(".", "-") if address else first["instance-id"],
@@ -1001,8 +1002,8 @@ def _derive_interface(facts, interfaces, seed):
     derive("vpc-id", lambda: unique("vpc-", account, region) if alone else first["vpc-id"])
     for source, subnet, subnet_bits, vpc, vpc_bits in IP_BLOCKS:
         own = _first(facts[source])
-        derive(subnet, lambda: own and block(own, subnet_bits))
-        derive(vpc, lambda: own and (first[vpc] if not alone and within(own, first[vpc]) else block(own, vpc_bits)))
+        for key, bits in ((subnet, subnet_bits), (vpc, vpc_bits)):
+            derive(key, lambda: own and (first[key] if within(own, first[key] or "") else block(own, bits)))
     derive("subnet-id", lambda: unique("subnet-", facts["vpc-id"], first["availability-zone"],
                                        facts["subnet-ipv4-cidr-block"], facts["subnet-ipv6-cidr-blocks"]))
     facts["vpc-ipv4-cidr-block"] = _first(facts["vpc-ipv4-cidr-blocks"])
@@ -1014,11 +1015,17 @@ IP_BLOCKS = (("local-ipv4", "subnet-ipv4-cidr-block", 20, "vpc-ipv4-cidr-blocks"
              ("ipv6", "subnet-ipv6-cidr-blocks", 64, "vpc-ipv6-cidr-blocks", 56))
 
 
-def _neighbour(taken, seed):
-    """Return a free address beside the first one taken."""
-    network, _, host = _first(taken[0]).rpartition(".")
-    free = [number for number in range(4, 255) if "%s.%d" % (network, number) not in "\n".join(taken).split("\n")]
-    return network and "%s.%d" % (network, free[_number(0, len(free) - 1, seed)])
+def _address(cidr, taken, seed):
+    """Return a free address in a block, "" without one; EC2 keeps the first four of each subnet and the last."""
+    network, _, bits = cidr.partition("/")
+    size = 1 << 32 - int(bits or 32)
+    for step in range(size if network else 0):
+        number = int.from_bytes(socket.inet_aton(network), "big") + min(4, size - 1) + (
+            _number(0, size, "address", seed) + step) % max(1, size - 5)
+        address = socket.inet_ntoa(number.to_bytes(4, "big"))
+        if address not in "\n".join(taken).split("\n"):
+            return address
+    return ""
 
 
 def _check_interface(facts, others):
@@ -1444,10 +1451,7 @@ class Imds:
         self._clock, self._started, self._events = clock, clock(), config["events"]
         self.faults = [Fault(name, parts, self._started) for name, parts in config["faults"].items()]
         self._own = list(config["metadata"].items())
-        try:
-            self._facts = dict(instance_facts(config, box, self._started), rotations=rotations)
-        except ValueError as error:
-            raise ConfigError("[instance] %s" % error) from None
+        self._facts = dict(instance_facts(config, box, self._started), rotations=rotations)
         self._facts["roles"] = [dict(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
         self._facts.update(_user_data(config["user-data"]))
@@ -1497,9 +1501,10 @@ def make_rotations(config, report, post, former=None, randomness=os.urandom):
     """
     wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600}, config["credentials"]["role"]: config["credentials"]}
     for section in (section for section in config if section.startswith("role ")):
-        role = _check("", section, "NAME", "role", section.partition(" ")[2].strip())
-        if role in wanted:
-            raise ConfigError("[%s]: there is a role of that name already" % section)
+        role = section.partition(" ")[2].strip()
+        if role in wanted or not re.fullmatch(FORMS["role"][0], role, re.ASCII):
+            raise ConfigError("[%s]: %s" % (section, "there is a role of that name already" if role in wanted else
+                                            "not the name of a role; letters, digits and _+=,.@-"))
         wanted[role] = config[section]
     wanted.pop("", None)  # no instance profile
     rotations = {}
@@ -1605,7 +1610,7 @@ def read_request(received):
     if end < 0:
         _check_unfinished(received)
         return None, None
-    request = parse_head(received[:end])
+    request = (parse_head if end <= 1024 else parse_head.__wrapped__)(received[:end])  # no large ones kept
     end += 4
     if request.chunked:
         return request, _chunked_end(received, end)
@@ -1638,19 +1643,8 @@ def _parse_line(line):
 
 
 @functools.lru_cache(maxsize=64)
-def _parse_small_head(head):
-    return _parse_head(head)
-
-
 def parse_head(head):
-    """Return the Request of a head without its empty line. Raises HTTPError.
-
-    Clients repeat their requests to the byte: those of usual size are parsed once.
-    """
-    return _parse_small_head(head) if len(head) <= 1024 else _parse_head(head)
-
-
-def _parse_head(head):
+    """Return the Request of a head without its empty line; kept, since clients repeat theirs to the byte."""
     line, *lines = head.split(b"\r\n")
     request = Request()
     request.method, target, request.minor = _parse_line(line)
