@@ -992,7 +992,7 @@ def _derive_interface(facts, interfaces, seed):
     derive("local-hostname", lambda: "%s.%s" % (
         "ip-" + address.replace(".", "-") if address else first["instance-id"],
         "ec2.internal" if region == "us-east-1" else region + ".compute.internal"))
-    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed) if alone else "")  # RFC 5737
+    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed) if alone and address else "")  # RFC 5737
     derive("public-hostname", lambda: facts["public-ipv4"] and "ec2-%s.%s.%s" % (
         facts["public-ipv4"].replace(".", "-"), "compute-1" if region == "us-east-1" else region + ".compute", first["domain"]))
     facts["association"] = address if facts["public-ipv4"] else ""
@@ -1448,7 +1448,7 @@ class Imds:
         self.hosts = {host.lower().strip("[]") for host in (
             "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23", "127.0.0.1",
             "localhost", "::1", *hosts, *config["server"]["allowed-hosts"].split("\n")) if host}
-        self._clock, self._started, self._events = clock, clock(), config["events"]
+        self.clock, self._started, self._events = clock, clock(), config["events"]
         self.faults = [Fault(name, parts, self._started) for name, parts in config["faults"].items()]
         self._own = list(config["metadata"].items())
         self._facts = dict(instance_facts(config, box, self._started), rotations=rotations)
@@ -1459,8 +1459,8 @@ class Imds:
 
     def find(self, path):
         """Return the Leaf or Live at a path, None if there is none now."""
-        if not self._built <= self._clock() < self._stale:
-            self._build(self._clock())
+        if not self._built <= self.clock() < self._stale:
+            self._build(self.clock())
         return self._tree.get(path)
 
     def paths(self):
@@ -1469,7 +1469,7 @@ class Imds:
 
     def striking(self, path):
         """Return the faults that a request for a path suffers from."""
-        now = self._clock()
+        now = self.clock()
         return [fault for fault in self.faults if fault.strikes(path, now)]
 
     def _build(self, now):
@@ -1542,6 +1542,7 @@ def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
 
 TOKEN_PATH = "/latest/api/token"
 CONTAINER_PATH = "/v2/credentials/"
+FAULT = "a fault of the configuration"  # in the log, and in the documents of failures
 
 
 class HTTPError(Exception):
@@ -1639,6 +1640,8 @@ def _parse_line(line):
         raise HTTPError(505, "HTTP/%s.%s" % (major, minor))
     if len(target) > MAX_TARGET:
         raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
+    if not hasattr(Handler, "do_" + method):
+        raise HTTPError(501, "unknown method")
     return method, target, int(minor)
 
 
@@ -1820,7 +1823,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.faults:
                 self._suffer()
             self._admit()
-            return getattr(self, "do_" + self.request.method, self._unknown)()
+            return getattr(self, "do_" + self.request.method)()
         except HTTPError as error:
             return self.refusal(error)
         except (Postponed, Dropped):
@@ -1865,9 +1868,6 @@ class Handler(BaseHTTPRequestHandler):
 
     do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
 
-    def _unknown(self):
-        raise HTTPError(501, "unknown method")
-
     def _admit(self):
         """Let in who may ask: a known Host (DNS rebinding), a service that is on, a session token that is good."""
         request, imds = self.request, self.imds
@@ -1906,22 +1906,23 @@ class Handler(BaseHTTPRequestHandler):
             raise HTTPError(405, headers=b"Allow: OPTIONS, PUT\r\n")
         if found is None:
             raise HTTPError(404, "unknown role" if path.startswith(CONTAINER_PATH) else "")
-        if isinstance(found, Leaf) and not self.code:
+        if self.code and not isinstance(found, Listing):
+            return self._failure(400, self.code, FAULT)
+        if isinstance(found, Leaf):
             return found
-        if self.code or not found.leaf():
-            return self._no_credentials(found)
-        return aged(found.leaf(), time.time()) if self.expired else found.leaf()
-
-    def _no_credentials(self, found):
-        """Return the document of a failure: a fault's, or that of a source without credentials."""
-        if not self.code and found.rotation.pending and time.monotonic() < self._patient_until:
+        leaf = found.leaf()
+        if leaf:
+            return aged(leaf, self.imds.clock()) if self.expired else leaf
+        if found.rotation.pending and time.monotonic() < self._patient_until:
             raise Postponed(FETCH_POLL)
-        code = self.code or "Failed"
-        message = ("a fault of the configuration" if self.code else
-                   "the source of credentials for %s has none now; the log of fake-metadata says why" % found.rotation.role)
+        return self._failure(503, "Failed", "the source of credentials for %s has none now; "
+                             "the log of fake-metadata says why" % found.rotation.role)
+
+    def _failure(self, container_status, code, message):
+        """Return the document that stands in place of credentials; container endpoints have a status for it."""
         if self.request.path.startswith(CONTAINER_PATH):
-            raise container_error(400 if self.code else 503, code, message)
-        now = time.time()
+            raise container_error(container_status, code, message)
+        now = self.imds.clock()
         return Leaf(failure_document(code, message, now), modified=now)
 
     def _suffer(self):
@@ -1933,9 +1934,9 @@ class Handler(BaseHTTPRequestHandler):
             if fault.reset or fault.no_answer:
                 raise Dropped(fault.reset)
             if fault.status:
-                raise HTTPError(fault.status, "a fault of the configuration")
+                raise HTTPError(fault.status, FAULT)
             if fault.refuse_token and "x-aws-ec2-metadata-token" in self.request.fields:
-                raise HTTPError(401, "a fault of the configuration")
+                raise HTTPError(401, FAULT)
             self.code, self.expired = self.code or fault.code, self.expired or fault.expired
 
     def refusal(self, error):
@@ -2042,6 +2043,8 @@ class Connection:
             if self.received.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
                 self.received = self.received[2:]
                 continue
+            if self.received == b"\r":
+                break
             try:
                 request, end = read_request(self.received)
             except HTTPError as error:
@@ -2106,7 +2109,7 @@ class Connection:
 
     def _drop(self, reset):
         """Leave a request without an answer (a fault of the configuration)."""
-        self.handler.status, self.handler.reason = 0, "a fault of the configuration: no answer"
+        self.handler.status, self.handler.reason = 0, FAULT + ": no answer"
         self.server.log.request(self.peer, self.handler, 0)
         if reset:
             self.close(reset=True)
