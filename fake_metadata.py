@@ -33,7 +33,6 @@ import threading
 import time
 
 
-
 class _Unused(type(sys)):
     """Stands for a module that is imported below us and never used by us."""
 
@@ -152,7 +151,6 @@ ebs-volumes                   device[]                   -
 ephemeral-volumes             device[]                   -
 swap-device                   device                     -
 monitoring                    enabled|disabled           -
-elastic-inference             accelerator                -
 
 [instance] [interface NAME]
 mac                           mac                        =
@@ -359,7 +357,8 @@ def lifetime(text):
 def timestamp(text):
     """Return the seconds since the epoch of an ISO 8601 time, UTC or with an offset; fractions are dropped."""
     import datetime
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:[Zz]|UTC|([+-]\d\d):?(\d\d))", text, re.ASCII)
+    match = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:[Zz]|UTC|([+-]\d\d):?(\d\d))", text, re.ASCII)
     try:
         zone = (match.group(3) or "+00") + (match.group(4) or "00")
         return int(datetime.datetime.strptime(" ".join(match.group(1, 2)) + zone, "%Y-%m-%d %H:%M:%S%z").timestamp())
@@ -420,7 +419,7 @@ def bind_address(text):
         port = port[1:] if port.startswith(":") else port and "?"
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if not re.fullmatch(r"[\w.%:-]+", host, re.ASCII) or not re.fullmatch(r"\d{0,5}", port, re.ASCII) or int(port or 0) > 65535:
+    if not re.fullmatch(r"[\w.%:-]+ \d{0,5}", host + " " + port, re.ASCII) or int(port or 0) > 65535:
         raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
     return host, int(port or DEFAULT_BIND[1])
 
@@ -441,7 +440,7 @@ def spot_interruption(text):
 
 
 def maintenance(text):
-    """Return [(when, code, not_before, not_after, end, state)] of "WHEN CODE FROM TO [completed|canceled WHEN], ..."."""
+    """Return [(when, code, not_before, not_after, end, state)] of "WHEN CODE FROM TO [completed|canceled WHEN]"."""
     events = []
     for item in text.split(","):
         words = item.split()
@@ -510,7 +509,6 @@ FORMS = {  # name -> function, or a pattern and an example
     "public-key": (r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name"),
     "device": (r"\w+", "sdf"),
     "device-path": (r"/dev/\w+", "/dev/xvda"),
-    "accelerator": (r"eia-[0-9a-f]+ [\w.]+", "eia-0123456789abcdef0 eia1.medium"),
     "mac": (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"),
     "role": (r"[\w+=,.@-]{1,64}", "BaseIAMRole"),
     "key-id": (r"[A-Z0-9]{16,128}", "ASIAIOSFODNN7EXAMPLE"),
@@ -526,7 +524,7 @@ class SourceError(Exception):
 
 
 Keys = collections.namedtuple("Keys", "access_key_id secret_access_key session_token expiration remark")
-Keys.__doc__ = "What a source gives. expiration: seconds since the epoch, None if the source tells none; remark: for the log."
+Keys.__doc__ = "What a source gives. expiration: seconds since the epoch, None if it tells none; remark: for the log."
 
 
 class Credentials(collections.namedtuple("Credentials", "keys last_updated expiration")):
@@ -554,7 +552,7 @@ def utc(seconds):
 
 
 def pretty_json(fields):
-    """Return a JSON object as the real service writes it: two spaces, a blank on both sides of the colon, no final LF."""
+    """Return a JSON object as the real service writes it: two spaces, blanks around the colon, no final LF."""
     return "{\n%s\n}" % ",\n".join("  %s : %s" % (json.dumps(key), _json_value(value)) for key, value in fields)
 
 
@@ -649,8 +647,9 @@ def process(settings, randomness, cancelled):
 
 def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
     """Return Keys, or raise SourceError unless they are whole."""
-    for form, value, name in (("key-id", access_key_id, "access key id"), ("secret", session_token or "-", "session token"),
-                              ("secret", secret_access_key, "secret access key")):
+    for form, value, name in (("key-id", access_key_id, "access key id"),
+                              ("secret", secret_access_key, "secret access key"),
+                              ("secret", session_token or "-", "session token")):
         try:
             parse(form, value)
         except (TypeError, ValueError):
@@ -741,7 +740,8 @@ class Rotation:
 
     All methods are called by the thread of the server; a slow fetch runs in a thread of its own, which hands its
     outcome to `post`, a function that has a callable called by the server's thread; without `post` it is fetched at
-    once. `fetch(cancelled)` returns Keys or raises SourceError. `settings` are those of [credentials]. `clock` is the wall clock, since credentials expire by it; `monotonic` paces the attempts.
+    once. `fetch(cancelled)` returns Keys or raises SourceError. `settings` are those of [credentials]. `clock` is the
+    wall clock, since credentials expire by it; `monotonic` paces the attempts.
     """
 
     def __init__(self, role, settings, fetch, report, post=None, clock=time.time, monotonic=time.monotonic):
@@ -894,8 +894,8 @@ def instance_facts(config, box, now):
         facts["partition"], facts["account-id"], facts["role"])
     facts["instance-profile-id"] = "AIPA" + base64.b32encode(_digest(facts["instance-profile-arn"])).decode()[:17]
     facts["root-name"] = facts["root-device"].rpartition("/")[2]
-    facts["accelerator"] = facts["elastic-inference"].partition(" ")[0]
-    facts["volumes"] = [{"volume": "%s%d" % (kind, number), "device": device} for kind, first in (("ebs", 1), ("ephemeral", 0))
+    facts["volumes"] = [{"volume": "%s%d" % (kind, number), "device": device}
+                        for kind, first in (("ebs", 1), ("ephemeral", 0))
                         for number, device in enumerate(filter(None, facts[kind + "-volumes"].split("\n")), first)]
     facts["tags"] = ([{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
                      if config["metadata-options"]["instance-metadata-tags"] == "enabled" else "")
@@ -992,9 +992,11 @@ def _derive_interface(facts, interfaces, seed):
     derive("local-hostname", lambda: "%s.%s" % (
         "ip-" + address.replace(".", "-") if address else first["instance-id"],
         "ec2.internal" if region == "us-east-1" else region + ".compute.internal"))
-    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed) if alone and address else "")  # RFC 5737
+    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed)  # documentation, RFC 5737
+           if alone and address else "")
     derive("public-hostname", lambda: facts["public-ipv4"] and "ec2-%s.%s.%s" % (
-        facts["public-ipv4"].replace(".", "-"), "compute-1" if region == "us-east-1" else region + ".compute", first["domain"]))
+        facts["public-ipv4"].replace(".", "-"), "compute-1" if region == "us-east-1" else region + ".compute",
+        first["domain"]))
     facts["association"] = address if facts["public-ipv4"] else ""
     derive("security-groups", lambda: "default" if alone else first["security-groups"])
     derive("security-group-ids", lambda: "\n".join(
@@ -1034,7 +1036,7 @@ def _check_interface(facts, others):
         for key, inside, outside in ((source, facts[source], subnet), (subnet, facts[subnet], vpc)):
             for item in filter(None, inside.split("\n")):
                 if not within(item.partition("/")[0], facts[outside]):
-                    raise ValueError("%s: %s is not within %s, %s" % (key, item, outside, facts[outside] or "which is empty"))
+                    raise ValueError("%s: %s is not within %s, %s" % (key, item, outside, facts[outside] or "nothing"))
     for key in ("mac", "interface-id", "device-number", "local-ipv4", "public-ipv4", "ipv6"):
         for other in others:
             if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
@@ -1123,13 +1125,6 @@ def all_tags(facts):
     return json.dumps({member["tag"]: member["tag-value"] for member in facts["tags"]}, separators=(",", ":"))
 
 
-def elastic_inference(facts):
-    """Return the line of the retired accelerator."""
-    accelerator, kind = facts["elastic-inference"].split()
-    return json.dumps({"version_2018_04_12": {"elastic-inference-accelerator-id": accelerator,
-                                              "elastic-inference-accelerator-type": kind}}, separators=(",", ":"))
-
-
 def iam_info(facts):
     """Return the instance profile."""
     return pretty_json([("Code", "Success"), ("LastUpdated", facts["updated"]),
@@ -1190,7 +1185,6 @@ ROUTES = {
     "/latest/meta-data/block-device-mapping/root": "{root-device}",
     "/latest/meta-data/block-device-mapping/swap": "{swap-device}",
     "/latest/meta-data/block-device-mapping/{volume}": "{device}",
-    "/latest/meta-data/elastic-inference/associations/{accelerator}": elastic_inference,
     "/latest/meta-data/events/maintenance/history": maintenance_events("history"),
     "/latest/meta-data/events/maintenance/scheduled": maintenance_events("scheduled"),
     "/latest/meta-data/events/recommendations/rebalance": '{{"noticeTime": "{notice-time}"}}',
@@ -1314,8 +1308,8 @@ def build_tree(facts, own=()):
     for path, value in own:
         _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts["modified"])
     _check_nesting(leaves)
-    tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)), modified=facts["modified"])
-            for path, names in _directories(leaves).items()}
+    tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)),
+                          modified=facts["modified"]) for path, names in _directories(leaves).items()}
     tree.update(leaves)
     return tree
 
@@ -1499,7 +1493,8 @@ def make_rotations(config, report, post, former=None, randomness=os.urandom):
 
     `former` is the outcome of an earlier call, or None. Fetches nothing yet. Raises ConfigError.
     """
-    wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600}, config["credentials"]["role"]: config["credentials"]}
+    wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600},
+              config["credentials"]["role"]: config["credentials"]}
     for section in (section for section in config if section.startswith("role ")):
         role = section.partition(" ")[2].strip()
         if role in wanted or not re.fullmatch(FORMS["role"][0], role, re.ASCII):
@@ -1519,7 +1514,7 @@ def make_rotations(config, report, post, former=None, randomness=os.urandom):
 
 
 def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
-    """Return what tells this box from others and stays over reboots: machine-id, else host name and network cards."""
+    """Return what tells this box from others and stays over reboots: machine-id, else host name and MAC."""
     for path in paths:
         try:
             with open(path) as file:
@@ -1528,14 +1523,8 @@ def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
             continue
         if len(found) >= 32:
             return found
-    cards = []
-    for name in sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else ():
-        try:
-            with open("/sys/class/net/%s/address" % name) as file:
-                cards.append(file.read().strip())
-        except OSError:
-            pass
-    return " ".join([socket.gethostname()] + cards)
+    import uuid
+    return "%s %012x" % (socket.gethostname(), uuid.getnode())
 
 
 # ---------------------------------------------------------------- HTTP -------------------------
@@ -1652,7 +1641,8 @@ def parse_head(head):
     request = Request()
     request.method, target, request.minor = _parse_line(line)
     request.fields = fields = _parse_fields(lines)
-    request.line, request.agent = escaped(line)[:MAX_LOGGED_LINE], escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
+    request.line = escaped(line)[:MAX_LOGGED_LINE]
+    request.agent = escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
     authority = None if target.startswith("/") else re.match(ABSOLUTE, target)
     request.path = canonical_path(target[authority.end():] or "/" if authority else target)
     if not target.startswith("/") and not authority and (request.method, target) != ("OPTIONS", "*"):
@@ -1717,7 +1707,7 @@ def _frame(request):
     request.length = int(length or 0)
     expectation = request.fields.get("expect") if request.minor else None
     request.expects = expectation is not None
-    if request.expects and (expectation.lower() != "100-continue" or request.method != "PUT" or request.path != TOKEN_PATH):
+    if request.expects and (expectation.lower(), request.method, request.path) != ("100-continue", "PUT", TOKEN_PATH):
         raise HTTPError(417, "Expect")  # as the real service does; on the token PUT s3fs needs its 100
 
 
@@ -1951,8 +1941,8 @@ class Handler(BaseHTTPRequestHandler):
         """Return an answer with the headers, in the order of the real service's tokens and errors."""
         self.status, self.size = status, len(body)
         return b"".join((
-            b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode()), self.ttl, headers, b"Content-Length: %d\r\n" % len(body),
-            self.clock.headers, self._connection(), b"Content-Type: %s\r\n\r\n" % content_type,
+            b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode()), self.ttl, headers,
+            b"Content-Length: %d\r\n" % len(body), self.clock.headers, self._connection(), b"Content-Type: %s\r\n\r\n" % content_type,
             b"" if self.request.method == "HEAD" else body))
 
     def _connection(self):
@@ -2087,7 +2077,8 @@ class Connection:
             self._drop(dropped.reset)
             return
         handler, self.handler = self.handler, None
-        self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
+        if not self.unsent:
+            self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
         if not handler.request.persistent or self.server.stopping:
             self.ending = "after"
         self.server.log.request(self.peer, handler, time.monotonic() - self.started)
@@ -2128,7 +2119,7 @@ class Connection:
 
     def _send(self, data):
         """Send what the client takes, keep the rest."""
-        data = self.unsent + data if self.unsent else data
+        waiting, data = bool(self.unsent), self.unsent + data if self.unsent else data
         try:
             sent = self.socket.send(data)
         except (BlockingIOError, InterruptedError):
@@ -2138,7 +2129,7 @@ class Connection:
             return
         self.unsent = data[sent:]
         if self.unsent:
-            if sent:
+            if sent or not waiting:
                 self.deadline = self.server.now + REQUEST_SECONDS
             self._watch(selectors.EVENT_WRITE)
 
@@ -2216,8 +2207,9 @@ class Server(HTTPServer):
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
 
     def post(self, callback):
-        """Have something called by the server's thread; for other threads."""
-        self._posted.append(callback)
+        """Have something called by the server's thread; for other threads, and for signals, of which a storm is one."""
+        if callback not in self._posted:
+            self._posted.append(callback)
         try:
             self.waker.send(b"\0")
         except OSError:  # full: it is awake anyhow; closed: it has stopped
@@ -2522,7 +2514,8 @@ class Daemon:
             if former.get(role) is not rotation:
                 rotation.refresh()
         self.log.reopen(self._options.log or self._config["server"]["log"])
-        self.log.say("reloaded: log reopened, " + ("configuration read" if self._options.config else "no configuration"))
+        self.log.say("reloaded: log reopened, %s" % (
+            "configuration read" if self._options.config else "no configuration to read"))
         bind = self._config["server"]["bind"]
         if bind and not self._options.address and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")
