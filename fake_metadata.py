@@ -94,7 +94,7 @@ STOP_SECONDS = 3  # after TERM, for requests in flight
 MAX_CONNECTIONS = 4096
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
-MAX_PENDING_OUTPUT = 65536  # bytes of pipelined answers before a client has to read some
+REQUESTS_PER_TURN = 16  # pipelined requests of one client that are answered before the others are looked at
 
 # Log.
 MAX_LOGGED_LINE = 8192  # characters of a request line; with the rest a line stays below 16 KiB
@@ -210,7 +210,7 @@ scheduled-maintenance         maintenance                -
 target-lifecycle-state        lifecycle-states           -
 
 [faults]
-*                             fault                      -
+*                             fault                      =
 """
 NEEDED = {"static": ("access-key-id", "secret-access-key"), "process": ("command",)}  # by source of credentials
 KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has letters, digits and +-=.,_:@"),
@@ -230,7 +230,7 @@ def load_config(path=None, environ=os.environ):
     settings = _settings()
     config = {kind: _check_section(path, kind, {}, keys) for kind, keys in settings.items() if "NAME" not in kind}
     for section, pairs in _read_sections(path).items() if path else ():
-        kind = section if section in config else section.partition(" ")[0] + " NAME"
+        kind = section if section in config else re.sub(" .+", " NAME", section)
         if kind not in settings:
             raise ConfigError("%s: [%s]: unknown section%s" % (path, section, _nearest(section, settings)))
         config[section] = _check_section(path, section, pairs, settings[kind])
@@ -266,7 +266,7 @@ def _read_sections(path):
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
         raise ConfigError("%s: [%s] %s: stands there twice, line %d" % (
-            path, error.section, getattr(error, "option", ""), error.lineno)) from None
+            path, error.section, _shown(getattr(error, "option", "")), error.lineno)) from None
     except configparser.ParsingError as error:  # its own text would show the line, which may hold a secret
         raise ConfigError("%s: line %d is neither a [section] nor key = value" % (
             path, getattr(error, "lineno", 0) or error.errors[0][0])) from None
@@ -281,7 +281,7 @@ def _check_section(path, section, pairs, keys):
     for key, text in pairs.items():
         form, default = keys.get(key) or keys.get("*") or (None, None)
         if not form:
-            raise ConfigError("%s: [%s] %s: unknown key%s" % (path, section, key, _nearest(key, keys)))
+            raise ConfigError("%s: [%s] %s: unknown key%s" % (path, section, _shown(key), _nearest(key, keys)))
         if not re.match(key_form, key):
             raise ConfigError("%s: [%s] %s: %s" % (path, section, key, hint))
         values[key] = "" if not text and default == "-" else _check(path, section, key, form, text)
@@ -302,6 +302,11 @@ def _check(path, section, key, form, text):
         return parse(form, text)
     except ValueError as error:
         raise ConfigError("%s: [%s] %s: %s" % (path, section, key, error)) from None
+
+
+def _shown(key):
+    """Return a key for an error message, unless it may be a token pasted on a line of its own."""
+    return key if re.fullmatch("[a-z0-9-]{0,40}", key) else "(a line)"
 
 
 def _nearest(name, known):
@@ -415,8 +420,8 @@ def bind_address(text):
     """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
     host, port = text, ""
     if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port[1:] if port.startswith(":") else port and "?"
+        host, end, port = text[1:].partition("]")
+        port = port[1:] if port.startswith(":") and end else "" if text.endswith("]") else "?"
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
     if not re.fullmatch(r"[\w.%:-]+ \d{0,5}", host + " " + port, re.ASCII) or int(port or 0) > 65535:
@@ -505,7 +510,7 @@ FORMS = {  # name -> function, or a pattern and an example
     "instance-type": (r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"),
     "account": (r"\d{12}", "123456789012"),
     "zone": (ZONE, "us-east-1a, a region and a letter"),
-    "zone-id": (r"[a-z0-9]+(-[a-z]+\d)?-(az|wlz)\d+", "use1-az1"),
+    "zone-id": (r"[a-z0-9]+(-[a-z]+\d)?(-[a-z]+)?-(az|wlz)\d+", "use1-az1"),
     "public-key": (r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name"),
     "device": (r"\w+", "sdf"),
     "device-path": (r"/dev/\w+", "/dev/xvda"),
@@ -753,7 +758,7 @@ class Rotation:
         self._fetching = False
         self._again = False  # asked for while a fetch was under way
         self._failures = 0
-        self._retry_at = 0  # monotonic
+        self._retry_at = 0  # on the monotonic clock, after a failure
         self._seen = self._fingerprint()
         self._cancelled = threading.Event()
 
@@ -833,8 +838,7 @@ class Rotation:
                 self.role, keys.access_key_id[-4:], utc(expiration), keys.remark and "; " + keys.remark))
         self._good = Credentials(keys, now, expiration)
         self._refresh_at = expiration - margin(expiration - now)
-        self._retry_at = self._monotonic() + min(1, (expiration - now) / 4)  # a source may give the same ones again
-        self._failures = 0
+        self._failures = self._retry_at = 0
 
     def _reject(self, error, now):
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
@@ -887,6 +891,8 @@ def instance_facts(config, box, now):
     derive("launch-time", lambda: _boot_time(now))
     derive("public-key", lambda: facts["key-name"] and "ssh-ed25519 %s %s" % (base64.b64encode(
         b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", facts["key-name"])).decode(), facts["key-name"]))
+    facts["key-name"] = facts["public-key"] and (
+        facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]) or "my-key")
     facts["pending-time"] = utc(facts["launch-time"])
     facts["role"] = config["credentials"]["role"]
     facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
@@ -1336,7 +1342,7 @@ def _check_nesting(leaves):
     for path in leaves:
         for slash in list(re.finditer("/", path))[3:]:
             parent = path[:slash.start()]
-            if parent in leaves and parent not in ROUTES:
+            if parent in leaves and parent != "/latest/meta-data/public-keys":  # which stands for its directory
                 raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
                     parent[len("/latest/meta-data/"):], path[len("/latest/meta-data/"):]))
 
@@ -1449,6 +1455,7 @@ class Imds:
         self._facts["roles"] = [dict(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
         self._facts.update(_user_data(config["user-data"]))
+        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)  # would that fit, too?
         self._build(self._started)
 
     def find(self, path):
@@ -1469,8 +1476,11 @@ class Imds:
     def _build(self, now):
         """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
         facts, change = event_facts(self._events, self._started, now)
-        self._tree = build_tree(dict(self._facts, updated=utc(now), modified=now, **facts), self._own)
+        self._tree = self._tree_with(facts, now)
         self._built, self._stale = now, min(change, now + 3600)
+
+    def _tree_with(self, events, now):
+        return build_tree(dict(self._facts, updated=utc(now), modified=now, **events), self._own)
 
 
 def _user_data(settings):
@@ -1746,9 +1756,8 @@ def _trailers_end(received, at):
 
 def escaped(text):
     """Return a text as one field of a log line: printable, no quote, no backslash, no session token."""
-    if isinstance(text, str):
-        text = text.encode("latin-1", "replace")
-    text = "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else "\\x%02x" % byte for byte in text)
+    text = text.decode("latin-1") if isinstance(text, bytes) else text
+    text = re.sub(r"[^ !#-\[\]-~]", lambda character: "\\x%02x" % ord(character.group()), text)
     return re.sub(TOKEN_SHAPE, "(token)", text) if "AQAEA" in text else text
 
 
@@ -1757,7 +1766,7 @@ def broken_request(received):
     request = Request()
     request.method, request.path, request.hosts, request.fields, request.minor = "", "", [], {}, 1
     request.persistent, request.agent = False, ""
-    request.line = escaped(received[:MAX_LOGGED_LINE].split(b"\r\n")[0])[:MAX_LOGGED_LINE]
+    request.line = escaped(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0])[:MAX_LOGGED_LINE]
     return request
 
 
@@ -1998,9 +2007,10 @@ class Connection:
             self._advance()
 
     def resume(self):
-        """Ask the handler of a postponed request again."""
-        if self.socket:
+        """Go on where the connection had to wait: ask the handler of a postponed request again, or take its turn."""
+        if self.handler:
             self._respond()
+        if self.socket and not self.handler:
             self._advance()
 
     def expire(self):
@@ -2024,32 +2034,41 @@ class Connection:
             if reset:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.socket.close()
-            self.socket = None
+            self.socket = self.handler = None
             self.server.connections.discard(self)
 
     def _advance(self):
-        """Answer the requests received, in order, while the client takes the answers."""
-        while self.received and not self.handler and not self.ending and len(self.unsent) < MAX_PENDING_OUTPUT:
-            if self.received.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
-                self.received = self.received[2:]
-                continue
-            if self.received == b"\r":
+        """Answer the requests received, in order, while the client takes the answers; a few, then it is others' turn."""
+        for _ in range(REQUESTS_PER_TURN):
+            if not self._advance_by_one():
                 break
-            try:
-                request, end = read_request(self.received)
-            except HTTPError as error:
-                self._refuse(error)
-                break
-            if end is None:
-                if request and request.expects and not self.asked:
-                    self.asked = True
-                    self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
-                break
-            self.received, self.asked, self.started = self.received[end:], False, time.monotonic()
-            self.handler = self.server.handle(request, self.started)
-            self._respond()
+        else:
+            self._watch(0)
+            self.server.call_later(0, self.resume)
+            return
         if self.socket and not self.unsent and not self.handler:
             self._settle()
+
+    def _advance_by_one(self):
+        """Answer the next request; return whether there may be another one to answer now."""
+        if self.received.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
+            self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
+        if not self.received or self.received == b"\r" or self.ending:
+            return False
+        try:
+            request, end = read_request(self.received)
+        except HTTPError as error:
+            self._refuse(error)
+            return False
+        if end is None:
+            if request and request.expects and not self.asked:
+                self.asked = True
+                self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return False
+        self.received, self.asked, self.started = self.received[end:], False, time.monotonic()
+        self.handler = self.server.handle(request, self.started)
+        self._respond()
+        return not (self.handler or self.unsent) and self.socket is not None
 
     def _settle(self):
         """Wait for more of the client, or end what is to be ended."""
@@ -2077,8 +2096,7 @@ class Connection:
             self._drop(dropped.reset)
             return
         handler, self.handler = self.handler, None
-        if not self.unsent:
-            self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
+        self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
         if not handler.request.persistent or self.server.stopping:
             self.ending = "after"
         self.server.log.request(self.peer, handler, time.monotonic() - self.started)
@@ -2119,7 +2137,7 @@ class Connection:
 
     def _send(self, data):
         """Send what the client takes, keep the rest."""
-        waiting, data = bool(self.unsent), self.unsent + data if self.unsent else data
+        begun, data = bool(self.unsent), self.unsent + data if self.unsent else data
         try:
             sent = self.socket.send(data)
         except (BlockingIOError, InterruptedError):
@@ -2129,7 +2147,7 @@ class Connection:
             return
         self.unsent = data[sent:]
         if self.unsent:
-            if sent or not waiting:
+            if sent or not begun:
                 self.deadline = self.server.now + REQUEST_SECONDS
             self._watch(selectors.EVENT_WRITE)
 
@@ -2157,6 +2175,7 @@ class Server(HTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.imds, self.tokens, self.log, self.clock = imds, tokens, log, clock
         self.connections, self.stopping, self.now = set(), False, time.monotonic()
+        self._short_of_files = False
         self.limit = min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES)
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
         self.selector = selectors.DefaultSelector()
@@ -2218,8 +2237,8 @@ class Server(HTTPServer):
     def stop(self):
         """Accept what has come so far and no more; finish what is in flight."""
         if not self.stopping:
-            self._accept()
             self.stopping = True
+            self._accept()
             if self.socket.fileno() in self.selector.get_map():  # not while it waits for open files
                 self.selector.unregister(self.socket)
             self.socket.close()
@@ -2261,6 +2280,7 @@ class Server(HTTPServer):
                     self._pause()
                     return
                 continue  # the client is gone already
+            self._short_of_files = False
             client.setblocking(False)
             connection = Connection(self, client, address[0])
             if len(self.connections) >= self.limit:
@@ -2277,7 +2297,11 @@ class Server(HTTPServer):
 
     def _pause(self):
         """Wait for open files instead of asking for the connection that cannot be had again and again."""
-        self.log.say("out of open files: no new connections for a moment")
+        if self.stopping:
+            return
+        if not self._short_of_files:
+            self.log.say("out of open files: new connections have to wait")
+        self._short_of_files = True
         self.selector.unregister(self.socket)
         self.call_later(0.2, lambda: self.stopping or self.selector.register(
             self.socket, selectors.EVENT_READ, self._accept))
@@ -2400,7 +2424,7 @@ class Daemon:
     def __init__(self, options, environ=os.environ):
         self._options, self._environ = options, environ
         self._notes = collections.deque()  # signals received and not yet acted on
-        self._config = load_config(options.config, environ)
+        self._config, self._box = load_config(options.config, environ), box_id()
         self.clock = Clock()
         self.log = Log(self.clock, options.log or self._config["server"]["log"])
         self.address = options.address or self._config["server"]["bind"] or DEFAULT_BIND
@@ -2437,7 +2461,7 @@ class Daemon:
 
     def _imds(self):
         try:
-            return Imds(self._config, self._rotations, box_id(), (self.address[0],))
+            return Imds(self._config, self._rotations, self._box, (self.address[0],))
         except ConfigError as error:
             raise ConfigError("%s: %s" % (self._options.config, error)) from None
 
@@ -2497,7 +2521,7 @@ class Daemon:
             self._config = load_config(self._options.config, self._environ)
             self._rotations = make_rotations(self._config, self.log.say, self.server.post, former[1])
             imds = self._imds()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             self._config, self._rotations = former
             self.log.reopen(self._options.log or self._config["server"]["log"])
             self.log.say("not reloaded, the old configuration stays: %s" % error)
@@ -2538,11 +2562,11 @@ def notify(message, environ=os.environ):
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
             messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        except OSError:  # nobody listens any more
-            pass
+    except OSError:  # nobody listens any more
+        pass
 
 
 # ---------------------------------------------------------------- main -------------------------
