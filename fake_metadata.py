@@ -14,7 +14,6 @@ Environment: EC2_LOCAL_HOSTNAME, EC2_LOCAL_IPV4 (public-hostname, public-ipv4), 
 
 Reading order: configuration, credentials, routes, session tokens, HTTP, server, log and signals, main.
 """
-import base64
 import binascii
 import collections
 import errno
@@ -306,7 +305,7 @@ def _check(path, section, key, form, text):
 
 def _shown(key):
     """Return a key for an error message, unless it may be a token pasted on a line of its own."""
-    return key if re.fullmatch("[a-z0-9-]{0,40}", key) else "(a line)"
+    return key if re.fullmatch("(?!.{40})[A-Za-z]?[a-z0-9]*([_-][A-Za-z]?[a-z0-9]*)*", key) else "(a line)"
 
 
 def _nearest(name, known):
@@ -572,8 +571,18 @@ def failure_document(code, message, now):
 
 def generate(settings, randomness, cancelled):
     """Make fake keys of realistic form and length; "IQoJb3JpZ2luX2Vj" begins every real session token."""
-    return Keys("ASIA" + base64.b32encode(randomness(10)).decode(), base64.b64encode(randomness(30)).decode(),
-                base64.b64encode(b"!\n\torigin_ec" + randomness(756)).decode(), None, "")
+    return Keys("ASIA" + base32(randomness(16)), base64(randomness(30)),
+                base64(b"!\n\torigin_ec" + randomness(756)), None, "")
+
+
+def base32(data):
+    """Return a letter or digit per byte, of those that AWS uses in ids of keys."""
+    return "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[byte % 32] for byte in data)
+
+
+def base64(data):
+    """Return base64 in one line."""
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def static(settings, randomness, cancelled):
@@ -889,16 +898,17 @@ def instance_facts(config, box, now):
     derive("ami-id", lambda: unique("ami-", facts["region"]))
     derive("reservation-id", lambda: unique("r-", facts["instance-id"]))
     derive("launch-time", lambda: _boot_time(now))
-    derive("public-key", lambda: facts["key-name"] and "ssh-ed25519 %s %s" % (base64.b64encode(
-        b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", facts["key-name"])).decode(), facts["key-name"]))
-    facts["key-name"] = facts["public-key"] and (
-        facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]) or "my-key")
+    derive("public-key", lambda: facts["key-name"] and "ssh-ed25519 %s %s" % (
+        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", facts["key-name"])), facts["key-name"]))
+    facts["key-name"] = facts["public-key"] and (facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]))
+    if facts["public-key"] and not facts["key-name"]:
+        raise ConfigError("[instance] public-key: needs a key-name beside it, or a comment at its end")
     facts["pending-time"] = utc(facts["launch-time"])
     facts["role"] = config["credentials"]["role"]
     facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
     facts["instance-profile-arn"] = facts["role"] and "arn:%s:iam::%s:instance-profile/%s" % (
         facts["partition"], facts["account-id"], facts["role"])
-    facts["instance-profile-id"] = "AIPA" + base64.b32encode(_digest(facts["instance-profile-arn"])).decode()[:17]
+    facts["instance-profile-id"] = "AIPA" + base32(_digest(facts["instance-profile-arn"])[:17])
     facts["root-name"] = facts["root-device"].rpartition("/")[2]
     facts["volumes"] = [{"volume": "%s%d" % (kind, number), "device": device}
                         for kind, first in (("ebs", 1), ("ephemeral", 0))
@@ -1402,7 +1412,7 @@ class SessionTokens:
     def issue(self, ttl):
         """Return a new token that lives for ttl seconds; with 0 it is dead already, as on a real instance."""
         expiry = int((self._clock() + ttl) * 1000)
-        payload = base64.urlsafe_b64encode(TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7))
+        payload = self._text(TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7))
         return (payload + self._seal(payload)).decode()
 
     def remaining(self, token):
@@ -1410,14 +1420,15 @@ class SessionTokens:
         raw = token.encode("latin-1", "replace")
         if len(raw) != 56 or not compare_digest(raw[20:], self._seal(raw[:20])):
             return None
-        left = int.from_bytes(binascii.a2b_base64(raw[:20].translate(_FROM_URLSAFE))[3:8], "big") / 1000 - self._clock()
+        payload = binascii.a2b_base64(raw[:20].replace(b"-", b"+").replace(b"_", b"/"))
+        left = int.from_bytes(payload[3:8], "big") / 1000 - self._clock()
         return left if left > 0 else None
 
     def _seal(self, payload):
-        return base64.urlsafe_b64encode(blake2b(payload, key=self._key, digest_size=25).digest())
+        return self._text(blake2b(payload, key=self._key, digest_size=25).digest())
 
-
-_FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
+    def _text(self, data):
+        return binascii.b2a_base64(data, newline=False).replace(b"+", b"-").replace(b"/", b"_")
 
 
 def session_token_key(path="/proc/sys/kernel/random/boot_id"):
@@ -1498,10 +1509,10 @@ def _user_data(settings):
     return {"user-data": data} if data else {}
 
 
-def make_rotations(config, report, post, former=None, randomness=os.urandom):
+def make_rotations(config, report, post, former=(), randomness=os.urandom):
     """Return {role: Rotation} of a configuration; one whose settings are as in `former` goes on as it is.
 
-    `former` is the outcome of an earlier call, or None. Fetches nothing yet. Raises ConfigError.
+    `former` is the outcome of an earlier call. Fetches nothing yet. Raises ConfigError.
     """
     wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600},
               config["credentials"]["role"]: config["credentials"]}
@@ -1515,7 +1526,7 @@ def make_rotations(config, report, post, former=None, randomness=os.urandom):
     rotations = {}
     for role, section in wanted.items():
         settings = {key: value for key, value in section.items() if key not in ("role", "extended")}
-        if former and role in former and former[role].settings == settings:
+        if role in former and former[role].settings == settings:
             rotations[role] = former[role]
             continue
         fetch = functools.partial(SOURCES[settings["source"]], settings, randomness)
@@ -2166,14 +2177,14 @@ class Connection:
 class Server(HTTPServer):
     """One thread, one selector, no lock: complete requests go to a Handler, whatever has to wait is a timer.
 
-    `imds` may be replaced at any time. `post` may be called by other threads and by nobody else.
+    `imds` is what it serves, and may be replaced at any time. `post` may be called by other threads and by nobody else.
     """
 
     request_queue_size = 1024  # 200 clients at once: half of them unanswered with the usual 5
 
-    def __init__(self, address, imds, tokens, log, clock):
+    def __init__(self, address, tokens, log, clock):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.imds, self.tokens, self.log, self.clock = imds, tokens, log, clock
+        self.imds, self.tokens, self.log, self.clock = None, tokens, log, clock
         self.connections, self.stopping, self.now = set(), False, time.monotonic()
         self._short_of_files = False
         self.limit = min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES)
@@ -2428,8 +2439,9 @@ class Daemon:
         self.clock = Clock()
         self.log = Log(self.clock, options.log or self._config["server"]["log"])
         self.address = options.address or self._config["server"]["bind"] or DEFAULT_BIND
-        self._rotations = make_rotations(self._config, self.log.say, lambda callback: self.server.post(callback))
-        self.server = Server(self.address, self._imds(), SessionTokens(session_token_key()), self.log, self.clock)
+        self._rotations = {}
+        self.server = Server(self.address, SessionTokens(session_token_key()), self.log, self.clock)
+        self.server.imds = self._imds()
 
     def run(self):
         """Serve until TERM or INT. Raises OSError if it cannot listen."""
@@ -2460,7 +2472,9 @@ class Daemon:
         return "\n".join(lines)
 
     def _imds(self):
+        """Make the service that the configuration describes, with the credentials that it has already."""
         try:
+            self._rotations = make_rotations(self._config, self.log.say, self.server.post, self._rotations)
             return Imds(self._config, self._rotations, self._box, (self.address[0],))
         except ConfigError as error:
             raise ConfigError("%s: %s" % (self._options.config, error)) from None
@@ -2519,7 +2533,6 @@ class Daemon:
         former = self._config, self._rotations
         try:
             self._config = load_config(self._options.config, self._environ)
-            self._rotations = make_rotations(self._config, self.log.say, self.server.post, former[1])
             imds = self._imds()
         except (ConfigError, OSError) as error:
             self._config, self._rotations = former
