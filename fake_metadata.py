@@ -596,12 +596,12 @@ def profile(settings, randomness, cancelled):
         found = _profile_section(path, settings["profile"], cancelled)
         if "credential_process" in found and "aws_access_key_id" not in found:
             return process(dict(settings, command=found["credential_process"]), randomness, cancelled)
-        if found:
+        if "aws_access_key_id" in found or "aws_secret_access_key" in found:
             remark = "others can read %s: chmod o-r it" % path if os.stat(path).st_mode & stat.S_IROTH else ""
             expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
             return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
-                         found.get("aws_session_token") or found.get("aws_security_token") or "", expiration, remark)
-    raise SourceError("no profile %r in %s" % (settings["profile"], " or ".join(watched_files(settings))))
+                         found.get("aws_session_token") or found.get("aws_security_token"), expiration, remark)
+    raise SourceError("no profile %r with an access key id in %s" % (settings["profile"], " or ".join(watched_files(settings))))
 
 
 def watched_files(settings):
@@ -635,10 +635,11 @@ def _read_settled(path, cancelled):
     """Return the text of a file once two reads agree, so that no key is taken with the secret of another."""
     before = None
     for _ in range(100):
-        with open(path, "rb") as file:
-            now = os.fstat(file.fileno()).st_mtime_ns, file.read(MAX_SOURCE_BYTES + 1)
-        if len(now[1]) > MAX_SOURCE_BYTES:
-            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SOURCE_BYTES:
+                raise SourceError("%s is no file, or over %d bytes" % (path, MAX_SOURCE_BYTES))
+            now = status.st_mtime_ns, file.read(MAX_SOURCE_BYTES)
         if now == before:
             return now[1].decode("utf-8-sig")
         before = now
@@ -655,22 +656,23 @@ def process(settings, randomness, cancelled):
         raise SourceError("the command printed no JSON") from None
     if not isinstance(found, dict) or found.get("Version") != 1:
         raise SourceError('the command printed no {"Version": 1, ...}')
-    return _keys(found.get("AccessKeyId"), found.get("SecretAccessKey"), found.get("SessionToken") or "",
+    return _keys(found.get("AccessKeyId"), found.get("SecretAccessKey"), found.get("SessionToken"),
                  found.get("Expiration"), "")
 
 
 def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
-    """Return Keys, or raise SourceError unless they are whole."""
+    """Return Keys, or raise SourceError unless they are whole; token and expiration may be None or ""."""
+    session_token, expiration = ("" if value is None else value for value in (session_token, expiration))
     for form, value, name in (("key-id", access_key_id, "access key id"),
                               ("secret", secret_access_key, "secret access key"),
-                              ("secret", session_token or "-", "session token")):
+                              ("secret", "-" if session_token == "" else session_token, "session token")):
         try:
             parse(form, value)
         except (TypeError, ValueError):
             raise SourceError("the %s is missing or has not the form of one" % name) from None
     try:
         return Keys(access_key_id, secret_access_key, session_token,
-                    timestamp(expiration) if expiration else None, remark)
+                    None if expiration == "" else timestamp(expiration), remark)
     except (ValueError, TypeError):
         raise SourceError("the expiration is no ISO 8601 time") from None
 
@@ -683,7 +685,8 @@ def run_command(command, timeout, cancelled):
     import shlex
     import subprocess
     try:
-        child = subprocess.Popen(shlex.split(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        words = shlex.split(command) or [""]
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, start_new_session=True, env=_command_environment(os.environ))
     except (OSError, ValueError) as error:
         raise SourceError("the command cannot be started: %s" % (getattr(error, "strerror", None) or error)) from None
@@ -731,16 +734,15 @@ def _command_environment(environ):
     """Return what a credential command gets: never the way back to this service, which would ask itself."""
     kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS",
             "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
-    environment = {name: value for name, value in environ.items()
-                   if name in kept or name.startswith(("AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE"))}
-    environment.pop("AWS_EC2_METADATA_SERVICE_ENDPOINT", None)
+    environment = {name: value for name, value in environ.items() if name in kept or name.startswith((
+        "AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE")) and not name.startswith(("AWS_EC2_", "AWS_CONTAINER_"))}
     return dict(environment, AWS_EC2_METADATA_DISABLED="true")
 
 
 def _presentable(complaint):
     """Return the last line of what a command said on stderr, without anything that could be a key, secret or token."""
     lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["(it said nothing)"]
-    line = re.sub(r"[A-Za-z0-9/+=_-]{16,}", lambda run: "..." if re.search("[A-Z0-9]", run.group()) else run.group(),
+    line = re.sub(r"[A-Za-z0-9/+=_.~%-]{16,}", lambda run: "..." if re.search("[A-Z0-9]", run.group()) else run.group(),
                   lines[-1])
     return "".join(character if character.isprintable() else "?" for character in line[:200])
 
