@@ -423,6 +423,8 @@ def bind_address(text):
         port = port[1:] if port.startswith(":") and end else "" if text.endswith("]") else "?"
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
+    if ":" in host:
+        ip_address(host.partition("%")[0], socket.AF_INET6)
     if not re.fullmatch(r"[\w.%:-]+ \d{0,5}", host + " " + port, re.ASCII) or int(port or 0) > 65535:
         raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
     return host, int(port or DEFAULT_BIND[1])
