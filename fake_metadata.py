@@ -884,58 +884,103 @@ def margin(validity):
 
 # ---------------------------------------------------------------- the instance -----------------
 
-def instance_facts(config, box, now):
-    """Return the facts of the instance, derived from the few that are configured, so that none contradicts another.
-
-    `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
-    Raises ConfigError.
-    """
-    facts = dict(config["instance"])
-    derive = functools.partial(_derive, facts)
-    derive("instance-id", lambda: unique("i-", box))
-    facts["region"], facts["partition"], facts["domain"], zone_id = _place(facts["availability-zone"])
-    derive("availability-zone-id", lambda: zone_id)
-    family = facts["instance-type"].partition(".")[0]
-    derive("architecture", lambda: "arm64" if family == "a1" or "g" in family.lstrip(LETTERS) else "x86_64")
-    derive("system", lambda: "xen" if family in XEN_FAMILIES else "nitro")
-    derive("instance-life-cycle", lambda: "spot" if config["events"]["spot-interruption"] else "on-demand")
-    derive("ami-id", lambda: unique("ami-", facts["region"]))
-    derive("reservation-id", lambda: unique("r-", facts["instance-id"]))
-    derive("launch-time", lambda: _boot_time(now))
-    derive("public-key", lambda: facts["key-name"] and "ssh-ed25519 %s %s" % (
-        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", facts["key-name"])), facts["key-name"]))
-    facts["key-name"] = facts["public-key"] and (facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]))
-    if facts["public-key"] and not facts["key-name"]:
-        raise ConfigError("[instance] public-key: needs a key-name beside it, or a comment at its end")
-    facts["pending-time"] = utc(facts["launch-time"])
-    facts["role"] = config["credentials"]["role"]
-    facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
-    facts["instance-profile-arn"] = facts["role"] and "arn:%s:iam::%s:instance-profile/%s" % (
-        facts["partition"], facts["account-id"], facts["role"])
-    facts["instance-profile-id"] = "AIPA" + base32(_digest(facts["instance-profile-arn"])[:17])
-    facts["root-name"] = facts["root-device"].rpartition("/")[2]
-    facts["volumes"] = [{"volume": "%s%d" % (kind, number), "device": device}
-                        for kind, first in (("ebs", 1), ("ephemeral", 0))
-                        for number, device in enumerate(filter(None, facts[kind + "-volumes"].split("\n")), first)]
-    facts["tags"] = ([{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
-                     if config["metadata-options"]["instance-metadata-tags"] == "enabled" else "")
-    interfaces = _interfaces(config, facts)
-    facts["first-ipv4"], facts["first-ipv6"] = _first(facts["local-ipv4"]), _first(facts["ipv6"])
-    return dict(_present(facts), interfaces=interfaces)
-
-
+# Fact -> what it follows from, where it is not configured; each row uses the facts above it. One that is configured as
+# empty stays away. Nothing contradicts anything, since nothing is said twice.
+INSTANCE_FACTS = {
+    "instance-id": lambda f: unique("i-", f["box"]),
+    "availability-zone-id": lambda f: f["zone-id"],
+    "architecture": lambda f: "arm64" if f["family"] == "a1" or "g" in f["family"].lstrip(LETTERS) else "x86_64",
+    "system": lambda f: "xen" if f["family"] in XEN_FAMILIES else "nitro",
+    "ami-id": lambda f: unique("ami-", f["region"]),
+    "reservation-id": lambda f: unique("r-", f["instance-id"]),
+    "launch-time": lambda f: _boot_time(f["now"]),
+    "pending-time": lambda f: utc(f["launch-time"]),
+    "public-key": lambda f: f["key-name"] and "ssh-ed25519 %s %s" % (
+        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", f["key-name"])), f["key-name"]),
+    "instance-profile-arn": lambda f: f["role"] and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f,
+    "instance-profile-id": lambda f: "AIPA" + base32(_digest(f["instance-profile-arn"])[:17]),
+    "root-name": lambda f: f["root-device"].rpartition("/")[2],
+    "volumes": lambda f: [{"volume": "%s%d" % (kind, number), "device": device}
+                          for kind, first in (("ebs", 1), ("ephemeral", 0))
+                          for number, device in enumerate(filter(None, f[kind + "-volumes"].split("\n")), first)],
+}
+INTERFACE_FACTS = {  # "first" is the interface of the instance, "others" are those above this one, "seed" is its own
+    "device-number": lambda f: 1 + max(other["device-number"] for other in f["others"]),
+    "mac": lambda f: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", f["seed"])[:5]),
+    "interface-id": lambda f: unique("eni-", f["seed"]),
+    "local-ipv4": lambda f: _address(
+        f["subnet-ipv4-cidr-block"] or _first(f["vpc-ipv4-cidr-blocks"] or "") or (
+            f["first"]["subnet-ipv4-cidr-block"] if f["others"] else "172.31.0.0/16"),  # of a default VPC
+        [other["local-ipv4"] for other in f["others"]], f["seed"]),
+    "first-ipv4": lambda f: _first(f["local-ipv4"]),
+    "first-ipv6": lambda f: _first(f["ipv6"]),
+    "local-hostname": lambda f: "%s.%s" % (
+        "ip-" + f["first-ipv4"].replace(".", "-") if f["first-ipv4"] else f["first"]["instance-id"],
+        "ec2.internal" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute.internal"),
+    "public-ipv4": lambda f: "" if f["others"] or not f["first-ipv4"] else "203.0.113.%d" % _number(
+        1, 254, "public", f["seed"]),  # documentation, RFC 5737
+    "public-hostname": lambda f: f["public-ipv4"] and "ec2-%s.%s.%s" % (
+        f["public-ipv4"].replace(".", "-"),
+        "compute-1" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute", f["first"]["domain"]),
+    "association": lambda f: f["public-ipv4"] and f["first-ipv4"],
+    "security-groups": lambda f: f["first"]["security-groups"] or "default",
+    "owner-id": lambda f: f["first"]["account-id"],
+    "security-group-ids": lambda f: "\n".join(
+        unique("sg-", f["owner-id"], f["first"]["region"], group) for group in f["security-groups"].split("\n")),
+    "vpc-id": lambda f: f["first"]["vpc-id"] or unique("vpc-", f["owner-id"], f["first"]["region"]),
+    "subnet-ipv4-cidr-block": lambda f: _shared_block(f, "first-ipv4", "subnet-ipv4-cidr-block", 20),
+    "subnet-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "subnet-ipv6-cidr-blocks", 64),
+    "vpc-ipv4-cidr-blocks": lambda f: _shared_block(f, "first-ipv4", "vpc-ipv4-cidr-blocks", 16),
+    "vpc-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "vpc-ipv6-cidr-blocks", 56),
+    "vpc-ipv4-cidr-block": lambda f: _first(f["vpc-ipv4-cidr-blocks"]),
+    "subnet-id": lambda f: unique("subnet-", f["vpc-id"], f["first"]["availability-zone"],
+                                  f["subnet-ipv4-cidr-block"], f["subnet-ipv6-cidr-blocks"]),
+}
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 XEN_FAMILIES = set("t1 t2 m1 m2 m3 m4 c1 c3 c4 cc2 cr1 r3 r4 i2 d2 x1 x1e g2 g3 g3s p2 p3 hs1 f1 h1".split())
 
 
-def _derive(facts, key, value):
-    """Set a fact that is not configured; one that is configured as empty stays away."""
-    if facts.get(key) is None:
-        facts[key] = value()
+def instance_facts(config, box, now):
+    """Return the facts of the instance, those that are configured and those that follow from them.
+
+    `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
+    Raises ConfigError.
+    """
+    facts = dict(config["instance"], box=box, now=now, role=config["credentials"]["role"])
+    facts.update(_place(facts["availability-zone"]), family=facts["instance-type"].partition(".")[0])
+    facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
+    if not facts["instance-life-cycle"]:
+        facts["instance-life-cycle"] = "spot" if config["events"]["spot-interruption"] else "on-demand"
+    if config["metadata-options"]["instance-metadata-tags"] == "enabled":
+        facts["tags"] = [{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
+    _derive(facts, INSTANCE_FACTS)
+    facts["key-name"] = facts["public-key"] and (facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]))
+    if facts["public-key"] and not facts["key-name"]:
+        raise ConfigError("[instance] public-key: needs a key-name beside it, or a comment at its end")
+    interfaces = _interfaces(config, facts)
+    return dict(interfaces[0], interfaces=interfaces)
 
 
-def _present(facts):
-    return {key: value for key, value in facts.items() if value not in ("", None)}
+def _derive(facts, table):
+    for key, value in table.items():
+        if facts.get(key) is None:
+            facts[key] = value(facts)
+
+
+def _interfaces(config, instance):
+    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ConfigError."""
+    instance["device-number"] = 0
+    interfaces = []
+    for section in ["instance"] + [section for section in config if section.startswith("interface ")]:
+        facts = dict(config[section]) if interfaces else instance
+        facts.update(first=instance, others=list(interfaces), seed=instance["instance-id"] + section)
+        try:
+            _derive(facts, INTERFACE_FACTS)
+            _check_interface(facts)
+        except ValueError as error:
+            raise ConfigError("[%s] %s" % (section, error)) from None
+        interfaces.append(facts)
+    return [{key: value for key, value in facts.items() if value not in ("", None)} for facts in interfaces]
 
 
 def _first(lines):
@@ -956,7 +1001,7 @@ def _digest(*seed):
 
 
 def _place(zone):
-    """Return (region, partition, domain, zone id) of an availability zone.
+    """Return the facts that follow from an availability zone: region, partition, domain and the id of the zone.
 
     The ids: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1 for us-east-1-wl1-bos-wlz-1.
     Which letter is which id is shuffled for each real account; here a is az1.
@@ -971,7 +1016,7 @@ def _place(zone):
     zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
         wavelength.replace("-wlz-", "-wlz") if wavelength else
         "%s-az%d" % (local and "-" + local.replace("-", "") or "", LETTERS.index(letter or local_letter) + 1))
-    return region, partition, domain, zone_id
+    return {"region": region, "partition": partition, "domain": domain, "zone-id": zone_id}
 
 
 def _boot_time(now):
@@ -981,60 +1026,6 @@ def _boot_time(now):
             return int(file.read().partition("\nbtime ")[2].split()[0])
     except (OSError, IndexError):
         return int(now)
-
-
-def _interfaces(config, instance):
-    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ConfigError."""
-    instance["device-number"] = 0
-    interfaces = []
-    for section in ["instance"] + [section for section in config if section.startswith("interface ")]:
-        interfaces.append(dict(config[section]) if interfaces else instance)
-        try:
-            _derive_interface(interfaces[-1], interfaces, instance["instance-id"] + section)
-        except ValueError as error:
-            raise ConfigError("[%s] %s" % (section, error)) from None
-    return [_present(interface) for interface in interfaces]
-
-
-def _derive_interface(facts, interfaces, seed):
-    """Derive the facts of an interface; what belongs to the VPC is the first interface's unless it is configured."""
-    derive, first = functools.partial(_derive, facts), interfaces[0]
-    alone, account, region = facts is first, first["account-id"], first["region"]
-    others = interfaces[:-1]
-    derive("device-number", lambda: 1 + max(int(other["device-number"]) for other in others))
-    derive("mac", lambda: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", seed)[:5]))
-    derive("interface-id", lambda: unique("eni-", seed))
-    derive("local-ipv4", lambda: _address(
-        facts["subnet-ipv4-cidr-block"] or _first(facts["vpc-ipv4-cidr-blocks"] or "") or (
-            "172.31.0.0/16" if alone else first["subnet-ipv4-cidr-block"]),  # that of a default VPC
-        [other["local-ipv4"] for other in others], seed))
-    address = _first(facts["local-ipv4"])
-    derive("local-hostname", lambda: "%s.%s" % (
-        "ip-" + address.replace(".", "-") if address else first["instance-id"],
-        "ec2.internal" if region == "us-east-1" else region + ".compute.internal"))
-    derive("public-ipv4", lambda: "203.0.113.%d" % _number(1, 254, "public", seed)  # documentation, RFC 5737
-           if alone and address else "")
-    derive("public-hostname", lambda: facts["public-ipv4"] and "ec2-%s.%s.%s" % (
-        facts["public-ipv4"].replace(".", "-"), "compute-1" if region == "us-east-1" else region + ".compute",
-        first["domain"]))
-    facts["association"] = address if facts["public-ipv4"] else ""
-    derive("security-groups", lambda: "default" if alone else first["security-groups"])
-    derive("security-group-ids", lambda: "\n".join(
-        unique("sg-", account, region, group) for group in facts["security-groups"].split("\n")))
-    derive("vpc-id", lambda: unique("vpc-", account, region) if alone else first["vpc-id"])
-    for source, subnet, subnet_bits, vpc, vpc_bits in IP_BLOCKS:
-        own = _first(facts[source])
-        for key, bits in ((subnet, subnet_bits), (vpc, vpc_bits)):
-            derive(key, lambda: own and (first[key] if within(own, first[key] or "") else block(own, bits)))
-    derive("subnet-id", lambda: unique("subnet-", facts["vpc-id"], first["availability-zone"],
-                                       facts["subnet-ipv4-cidr-block"], facts["subnet-ipv6-cidr-blocks"]))
-    facts["vpc-ipv4-cidr-block"] = _first(facts["vpc-ipv4-cidr-blocks"])
-    facts["owner-id"] = account
-    _check_interface(facts, others)
-
-
-IP_BLOCKS = (("local-ipv4", "subnet-ipv4-cidr-block", 20, "vpc-ipv4-cidr-blocks", 16),
-             ("ipv6", "subnet-ipv6-cidr-blocks", 64, "vpc-ipv6-cidr-blocks", 56))
 
 
 def _address(cidr, taken, seed):
@@ -1050,15 +1041,21 @@ def _address(cidr, taken, seed):
     return ""
 
 
-def _check_interface(facts, others):
+def _shared_block(facts, address, key, bits):
+    """Return the block that an address is in: the first interface's if it is, so that they are in one VPC."""
+    shared = facts["first"][key] or ""
+    return facts[address] and (shared if within(facts[address], shared) else block(facts[address], bits))
+
+
+def _check_interface(facts):
     """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
-    for source, subnet, _, vpc, _ in IP_BLOCKS:
-        for key, inside, outside in ((source, facts[source], subnet), (subnet, facts[subnet], vpc)):
-            for item in filter(None, inside.split("\n")):
-                if not within(item.partition("/")[0], facts[outside]):
-                    raise ValueError("%s: %s is not within %s, %s" % (key, item, outside, facts[outside] or "nothing"))
+    for inner, outer in (("local-ipv4", "subnet-ipv4-cidr-block"), ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"),
+                         ("ipv6", "subnet-ipv6-cidr-blocks"), ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks")):
+        for item in filter(None, facts[inner].split("\n")):
+            if not within(item.partition("/")[0], facts[outer]):
+                raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
     for key in ("mac", "interface-id", "device-number", "local-ipv4", "public-ipv4", "ipv6"):
-        for other in others:
+        for other in facts["others"]:
             if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
                 raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
 
