@@ -603,7 +603,8 @@ def profile(settings, randomness, cancelled):
             expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
             return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
                          found.get("aws_session_token") or found.get("aws_security_token"), expiration, remark)
-    raise SourceError("no profile %r with an access key id in %s" % (settings["profile"], " or ".join(watched_files(settings))))
+    raise SourceError("no profile %r with an access key id in %s" % (
+        settings["profile"], " or ".join(watched_files(settings))))
 
 
 def watched_files(settings):
@@ -893,11 +894,11 @@ INSTANCE_FACTS = {
     "system": lambda f: "xen" if f["family"] in XEN_FAMILIES else "nitro",
     "ami-id": lambda f: unique("ami-", f["region"]),
     "reservation-id": lambda f: unique("r-", f["instance-id"]),
-    "launch-time": lambda f: _boot_time(f["now"]),
     "pending-time": lambda f: utc(f["launch-time"]),
     "public-key": lambda f: f["key-name"] and "ssh-ed25519 %s %s" % (
         base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", f["key-name"])), f["key-name"]),
-    "instance-profile-arn": lambda f: f["role"] and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f,
+    "instance-profile-arn": lambda f: (
+        f["role"] and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f),
     "instance-profile-id": lambda f: "AIPA" + base32(_digest(f["instance-profile-arn"])[:17]),
     "root-name": lambda f: f["root-device"].rpartition("/")[2],
     "volumes": lambda f: [{"volume": "%s%d" % (kind, number), "device": device}
@@ -921,21 +922,24 @@ INTERFACE_FACTS = {  # "first" is the interface of the instance, "others" are th
         1, 254, "public", f["seed"]),  # documentation, RFC 5737
     "public-hostname": lambda f: f["public-ipv4"] and "ec2-%s.%s.%s" % (
         f["public-ipv4"].replace(".", "-"),
-        "compute-1" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute", f["first"]["domain"]),
+        "compute-1" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute",
+        f["first"]["domain"]),
     "association": lambda f: f["public-ipv4"] and f["first-ipv4"],
     "security-groups": lambda f: f["first"]["security-groups"] or "default",
     "owner-id": lambda f: f["first"]["account-id"],
-    "security-group-ids": lambda f: "\n".join(
-        unique("sg-", f["owner-id"], f["first"]["region"], group) for group in f["security-groups"].split("\n")),
+    "security-group-ids": lambda f: _group_ids(f, f["security-groups"].split("\n")),
     "vpc-id": lambda f: f["first"]["vpc-id"] or unique("vpc-", f["owner-id"], f["first"]["region"]),
-    "subnet-ipv4-cidr-block": lambda f: _shared_block(f, "first-ipv4", "subnet-ipv4-cidr-block", 20),
-    "subnet-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "subnet-ipv6-cidr-blocks", 64),
     "vpc-ipv4-cidr-blocks": lambda f: _shared_block(f, "first-ipv4", "vpc-ipv4-cidr-blocks", 16),
     "vpc-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "vpc-ipv6-cidr-blocks", 56),
-    "vpc-ipv4-cidr-block": lambda f: _first(f["vpc-ipv4-cidr-blocks"]),
-    "subnet-id": lambda f: unique("subnet-", f["vpc-id"], f["first"]["availability-zone"],
-                                  f["subnet-ipv4-cidr-block"], f["subnet-ipv6-cidr-blocks"]),
+    "subnet-ipv4-cidr-block": lambda f: _shared_block(
+        f, "first-ipv4", "subnet-ipv4-cidr-block", max(20, _bits(f["vpc-ipv4-cidr-blocks"]))),
+    "subnet-ipv6-cidr-blocks": lambda f: _shared_block(
+        f, "first-ipv6", "subnet-ipv6-cidr-blocks", max(64, _bits(f["vpc-ipv6-cidr-blocks"]))),
+    "subnet-id": lambda f: _subnet_id(f),
 }
+TOLD_ALIKE = (  # by all interfaces in one VPC, in one subnet
+    ("vpc-id", "vpc-ipv4-cidr-blocks"), ("vpc-id", "vpc-ipv6-cidr-blocks"),
+    ("subnet-id", "subnet-ipv4-cidr-block"), ("subnet-id", "subnet-ipv6-cidr-blocks"))
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 XEN_FAMILIES = set("t1 t2 m1 m2 m3 m4 c1 c3 c4 cc2 cr1 r3 r4 i2 d2 x1 x1e g2 g3 g3s p2 p3 hs1 f1 h1".split())
 
@@ -946,10 +950,12 @@ def instance_facts(config, box, now):
     `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
     Raises ConfigError.
     """
-    facts = dict(config["instance"], box=box, now=now, role=config["credentials"]["role"])
+    facts = dict(config["instance"], box=box, role=config["credentials"]["role"])
     facts.update(_place(facts["availability-zone"]), family=facts["instance-type"].partition(".")[0])
     facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
-    if not facts["instance-life-cycle"]:
+    if facts["launch-time"] is None:
+        facts["launch-time"] = _boot_time(now)
+    if facts["instance-life-cycle"] is None:
         facts["instance-life-cycle"] = "spot" if config["events"]["spot-interruption"] else "on-demand"
     if config["metadata-options"]["instance-metadata-tags"] == "enabled":
         facts["tags"] = [{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
@@ -980,6 +986,15 @@ def _interfaces(config, instance):
         except ValueError as error:
             raise ConfigError("[%s] %s" % (section, error)) from None
         interfaces.append(facts)
+    for group, key in TOLD_ALIKE:
+        told = {facts[group]: [] for facts in interfaces}
+        for facts in interfaces:
+            told[facts[group]] += [item for item in facts[key].split("\n") if item and item not in told[facts[group]]]
+        for facts in interfaces:
+            facts[key] = "\n".join(told[facts[group]])
+    for facts in interfaces:
+        facts["vpc-ipv4-cidr-block"] = _first(facts["vpc-ipv4-cidr-blocks"])
+        del facts["first"], facts["others"], facts["seed"]
     return [{key: value for key, value in facts.items() if value not in ("", None)} for facts in interfaces]
 
 
@@ -1047,12 +1062,29 @@ def _shared_block(facts, address, key, bits):
     return facts[address] and (shared if within(facts[address], shared) else block(facts[address], bits))
 
 
+def _subnet_id(facts):
+    """Return the id of a subnet, which is that of an interface above in the same block."""
+    for other in facts["others"]:
+        if any(facts[key] and facts[key] == other[key]
+               for key in ("subnet-ipv4-cidr-block", "subnet-ipv6-cidr-blocks")):
+            return other["subnet-id"]
+    return unique("subnet-", facts["vpc-id"], facts["first"]["availability-zone"],
+                  facts["subnet-ipv4-cidr-block"] or facts["subnet-ipv6-cidr-blocks"])
+
+
+def _group_ids(facts, groups):
+    """Return the ids of security groups, which are those of the first interface where it has them."""
+    first = facts["first"]
+    known = dict(zip(first["security-groups"].split("\n"), (first["security-group-ids"] or "").split("\n")))
+    return "\n".join(known.get(group) or unique("sg-", facts["owner-id"], first["region"], group) for group in groups)
+
+
 def _check_interface(facts):
     """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
     for inner, outer in (("local-ipv4", "subnet-ipv4-cidr-block"), ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"),
                          ("ipv6", "subnet-ipv6-cidr-blocks"), ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks")):
         for item in filter(None, facts[inner].split("\n")):
-            if not within(item.partition("/")[0], facts[outer]):
+            if not within(item, facts[outer]):
                 raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
     for key in ("mac", "interface-id", "device-number", "local-ipv4", "public-ipv4", "ipv6"):
         for other in facts["others"]:
@@ -1060,10 +1092,17 @@ def _check_interface(facts):
                 raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
 
 
-def within(address, blocks):
-    """Tell whether an address is in one of the LF-joined blocks."""
-    return any(block(address, int(item.partition("/")[2])) == item
+def within(inner, blocks):
+    """Tell whether an address or a block is in one of the LF-joined blocks."""
+    address = inner.partition("/")[0]
+    return any(_bits(item) <= _bits(inner) and block(address, _bits(item)) == item
                for item in filter(None, blocks.split("\n")) if (":" in address) == (":" in item))
+
+
+def _bits(blocks):
+    """Return the bits of the first block; those of an address are all."""
+    bits = _first(blocks).partition("/")[2]
+    return int(bits) if bits else 128 if blocks else 0
 
 
 def event_facts(events, start, now):
@@ -1467,7 +1506,7 @@ class Imds:
         self._facts["roles"] = [dict(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
         self._facts.update(_user_data(config["user-data"]))
-        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)  # would that fit, too?
+        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)  # will that fit, too?
         self._build(self._started)
 
     def find(self, path):
@@ -1963,7 +2002,8 @@ class Handler(BaseHTTPRequestHandler):
         self.status, self.size = status, len(body)
         return b"".join((
             b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode()), self.ttl, headers,
-            b"Content-Length: %d\r\n" % len(body), self.clock.headers, self._connection(), b"Content-Type: %s\r\n\r\n" % content_type,
+            b"Content-Length: %d\r\n" % len(body), self.clock.headers, self._connection(),
+            b"Content-Type: %s\r\n\r\n" % content_type,
             b"" if self.request.method == "HEAD" else body))
 
     def _connection(self):
@@ -2050,7 +2090,7 @@ class Connection:
             self.server.connections.discard(self)
 
     def _advance(self):
-        """Answer the requests received, in order, while the client takes the answers; a few, then it is others' turn."""
+        """Answer the requests received, in order, while the client takes the answers; after a few others take turns."""
         for _ in range(REQUESTS_PER_TURN):
             if not self._advance_by_one():
                 break
