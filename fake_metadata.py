@@ -1861,6 +1861,7 @@ class Handler(BaseHTTPRequestHandler):
     def __init__(self, request, imds, tokens, clock, patient_until):
         self.request, self.imds, self.tokens, self.clock = request, imds, tokens, clock
         self.status, self.size, self.reason, self.hop_limit = 200, 0, "", 0
+        self.persistent = request.persistent  # whether the connection stays open; the server may decide otherwise
         self.ttl = b""  # the header with the seconds that the session token has left
         self.faults = imds.striking(request.path) if imds.faults else []
         self.delay = sum(fault.delay or 0 for fault in self.faults)
@@ -2007,7 +2008,7 @@ class Handler(BaseHTTPRequestHandler):
             b"" if self.request.method == "HEAD" else body))
 
     def _connection(self):
-        if not self.request.persistent:
+        if not self.persistent:
             return b"Connection: close\r\n"
         return b"" if self.request.minor else b"Connection: keep-alive\r\n"
 
@@ -2137,6 +2138,8 @@ class Connection:
 
     def _respond(self):
         """Have the handler answer, now or later or never."""
+        if self.server.stopping:
+            self.handler.persistent = False
         try:
             answer = self.handler.respond()
         except Postponed as postponed:
@@ -2149,7 +2152,7 @@ class Connection:
             return
         handler, self.handler = self.handler, None
         self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
-        if not handler.request.persistent or self.server.stopping:
+        if not handler.persistent:
             self.ending = "after"
         self.server.log.request(self.peer, handler, time.monotonic() - self.started)
         if handler.hop_limit:
