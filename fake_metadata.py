@@ -2018,13 +2018,13 @@ class Handler(BaseHTTPRequestHandler):
 class Connection:
     """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
 
-    __slots__ = ("server", "socket", "peer", "received", "unsent", "deadline", "handler", "started", "ending", "asked",
-                 "watched")
+    __slots__ = ("server", "socket", "peer", "received", "unsent", "deadline", "idle_until", "handler", "started",
+                 "ending", "asked", "watched")
 
     def __init__(self, server, client, peer):
         self.server, self.socket, self.peer = server, client, peer
         self.received = self.unsent = b""
-        self.deadline = server.now + IDLE_SECONDS
+        self.deadline = self.idle_until = server.now + IDLE_SECONDS
         self.handler = None  # of the request that is being answered
         self.started = 0.0
         self.ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
@@ -2049,7 +2049,7 @@ class Connection:
             self.close()
         elif self.ending != "linger":
             if not self.received:
-                self.deadline = self.server.now + REQUEST_SECONDS
+                self.deadline = min(self.server.now + REQUEST_SECONDS, self.idle_until)  # not moved by empty lines
             self.received += data
             self._advance()
 
@@ -2151,7 +2151,8 @@ class Connection:
             self._drop(dropped.reset)
             return
         handler, self.handler = self.handler, None
-        self.deadline = self.server.now + (REQUEST_SECONDS if self.received else IDLE_SECONDS)
+        self.idle_until = self.server.now + IDLE_SECONDS
+        self.deadline = self.server.now + REQUEST_SECONDS if self.received else self.idle_until
         if not handler.persistent:
             self.ending = "after"
         self.server.log.request(self.peer, handler, time.monotonic() - self.started)
