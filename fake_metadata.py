@@ -1122,9 +1122,9 @@ def event_facts(events, start, now):
         moments.append(events["rebalance-recommendation"](start))
         if now >= moments[-1]:
             facts["notice-time"] = utc(moments[-1])
-    for at, state in events["target-lifecycle-state"]:
-        moments.append(at(start))
-        if now >= at(start):
+    for at, state in sorted((at(start), state) for at, state in events["target-lifecycle-state"]):
+        moments.append(at)
+        if now >= at:
             facts["target-lifecycle-state"] = state
     for number, (at, code, not_before, not_after, end, state) in enumerate(events["scheduled-maintenance"]):
         moments += [at(start), end(start)]
@@ -1409,6 +1409,20 @@ def _directories(leaves):
     return names
 
 
+def canonical_path(target):
+    """Return the path of a target: no query, decoded, without empty parts, dated versions as "latest".
+
+    So do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource, as on a real instance.
+    """
+    path = target.partition("?")[0]
+    if "%" in path:
+        path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:  # tokens come from /latest only
+        parts[0] = "latest"
+    return "/" + "/".join(parts)
+
+
 # ---------------------------------------------------------------- faults -----------------------
 
 class Fault:
@@ -1419,16 +1433,17 @@ class Fault:
         self.status, self.delay, self.code = parts.get("status"), parts.get("delay"), parts.get("code")
         self.reset, self.no_answer = "reset" in parts, "no-answer" in parts
         self.expired, self.refuse_token = "expired" in parts, "refuse-token" in parts
-        self._pattern = re.compile("".join(".*" if part == "*" else re.escape(part)
-                                           for part in re.split(r"(\*)", parts["path"])) + "$", re.DOTALL)
+        self._pattern = re.compile(re.escape(canonical_path(parts["path"])).replace(r"\*", ".*") + "$", re.DOTALL)
         self._from = parts["from"](start) if "from" in parts else start
         self._until = self._from + parts.get("for", float("inf"))
         self._open_start = "from" not in parts and "for" not in parts
         self._times, self._probability = parts.get("times", float("inf")), parts.get("probability", 1)
         self._random = random.Random(name)  # seeded, so that a test that fails fails again
 
-    def strikes(self, path, now):
+    def strikes(self, path, now, has_token=True):
         """Tell whether a request for a path suffers from this fault; one that does counts."""
+        if self.refuse_token and not has_token:
+            return False
         if not self._pattern.match(path) or not (self._open_start or self._from <= now < self._until):
             return False
         if self._times <= 0 or self._random.random() >= self._probability:
@@ -1519,10 +1534,10 @@ class Imds:
         """Return all paths with a value of their own, sorted."""
         return sorted(path for path, found in self._tree.items() if not isinstance(found, Listing))
 
-    def striking(self, path):
-        """Return the faults that a request for a path suffers from."""
+    def striking(self, path, has_token):
+        """Return the faults that a request for a path, with a session token or without, suffers from."""
         now = self.clock()
-        return [fault for fault in self.faults if fault.strikes(path, now)]
+        return [fault for fault in self.faults if fault.strikes(path, now, has_token)]
 
     def _build(self, now):
         """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
@@ -1648,8 +1663,9 @@ CHUNK = rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n"
 CHUNK_START = rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?\Z"
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::\d{0,5})?$")
 ABSOLUTE = r"(?i)http://([^/?]*)"
-ONCE = {"host", "content-length", "transfer-encoding", "expect", "authorization", "x-aws-ec2-metadata-token",
-        "x-aws-ec2-metadata-token-ttl-seconds"}
+TOKEN_HEADER = "x-aws-ec2-metadata-token"
+TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
+ONCE = {"host", "content-length", "transfer-encoding", "expect", "authorization", TOKEN_HEADER, TTL_HEADER}
 
 
 def read_request(received):
@@ -1731,20 +1747,6 @@ def _parse_fields(lines):
             value = fields[name] + "," + value
         fields[name] = value
     return fields
-
-
-def canonical_path(target):
-    """Return the path of a target: no query, decoded, without empty parts, dated versions as "latest".
-
-    So do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource, as on a real instance.
-    """
-    path = target.partition("?")[0]
-    if "%" in path:
-        path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:  # tokens come from /latest only
-        parts[0] = "latest"
-    return "/" + "/".join(parts)
 
 
 def host_name(text):
@@ -1863,7 +1865,7 @@ class Handler(BaseHTTPRequestHandler):
         self.status, self.size, self.reason, self.hop_limit = 200, 0, "", 0
         self.persistent = request.persistent  # whether the connection stays open; the server may decide otherwise
         self.ttl = b""  # the header with the seconds that the session token has left
-        self.faults = imds.striking(request.path) if imds.faults else []
+        self.faults = imds.striking(request.path, TOKEN_HEADER in request.fields) if imds.faults else []
         self.delay = sum(fault.delay or 0 for fault in self.faults)
         self.code = self.expired = None
         self._patient_until = patient_until
@@ -1898,7 +1900,7 @@ class Handler(BaseHTTPRequestHandler):
             raise HTTPError(403, "PUT is for /latest/api/token")
         if "x-forwarded-for" in self.request.fields:
             raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
-        ttl = self.request.fields.get("x-aws-ec2-metadata-token-ttl-seconds", "")
+        ttl = self.request.fields.get(TTL_HEADER, "")
         if not re.match(r"\d{1,5}$", ttl, re.ASCII) or int(ttl) > MAX_TOKEN_TTL:
             raise HTTPError(400, "X-aws-ec2-metadata-token-ttl-seconds must be 1 to %d" % MAX_TOKEN_TTL)
         self.hop_limit = self.imds.hop_limit
@@ -1930,7 +1932,7 @@ class Handler(BaseHTTPRequestHandler):
         if request.path.startswith(CONTAINER_PATH):
             self._authorize()
         elif not (request.method == "PUT" and request.path == TOKEN_PATH):
-            self._check_token(request.fields.get("x-aws-ec2-metadata-token"))
+            self._check_token(request.fields.get(TOKEN_HEADER))
 
     def _check_token(self, token):
         """Ask for a session token where http-tokens is required; refuse a bad one everywhere: agents probe with one."""
@@ -1956,8 +1958,10 @@ class Handler(BaseHTTPRequestHandler):
         if path == TOKEN_PATH:
             raise HTTPError(405, headers=b"Allow: OPTIONS, PUT\r\n")
         if found is None:
-            raise HTTPError(404, "unknown role" if path.startswith(CONTAINER_PATH) else "")
-        if self.code and not isinstance(found, Listing):
+            if path.startswith(CONTAINER_PATH):
+                raise container_error(404, "NotFound", "no such role")
+            raise HTTPError(404)
+        if self.code and (isinstance(found, Live) or b'"Code" : ' in found.body):
             return self._failure(400, self.code, FAULT)
         if isinstance(found, Leaf):
             return found
@@ -1986,7 +1990,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Dropped(fault.reset)
             if fault.status:
                 raise HTTPError(fault.status, FAULT)
-            if fault.refuse_token and "x-aws-ec2-metadata-token" in self.request.fields:
+            if fault.refuse_token:
                 raise HTTPError(401, FAULT)
             self.code, self.expired = self.code or fault.code, self.expired or fault.expired
 
