@@ -6,6 +6,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import fake_metadata  # noqa: E402
 from service import Service  # noqa: E402
 
 
@@ -23,6 +24,54 @@ def serve(tmp_path):
     yield start
     for service in services:
         service.stop()
+
+
+class ManualClock:
+    """A clock that shows what a test sets; 2026-12-01T08:00:00Z to begin with."""
+
+    def __init__(self):
+        self.now = 1796112000
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    """The wall clock of what a test makes: clock.now."""
+    return ManualClock()
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load the text of a configuration: load("[server]...", EC2_LOCAL_IPV4="203.0.113.9")."""
+    def load(text="", **environ):
+        path = tmp_path / "fake-metadata.conf"
+        path.write_text(text, encoding="utf-8")
+        return fake_metadata.load_config(str(path), environ)
+    return load
+
+
+@pytest.fixture
+def make_imds(load, clock):
+    """Make the Imds that the text of a configuration describes, by the clock of the test."""
+    def make(text="", box="a box"):
+        config = load(text)
+        rotations = fake_metadata.make_rotations(config, lambda words: None, lambda callback: callback())
+        return fake_metadata.Imds(config, rotations, box, clock=clock)
+    return make
+
+
+@pytest.fixture
+def check(tmp_path, capfd):
+    """Have --test-config check the text of a configuration; return its exit code and what it says of FILE."""
+    def check(text):
+        path = tmp_path / "checked.conf"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
+        code = fake_metadata.main(["--test-config", "--config", str(path)])
+        said = capfd.readouterr()
+        return code, (said.out + said.err).replace(str(path), "FILE")
+    return check
 
 
 @pytest.fixture(scope="module")

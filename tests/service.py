@@ -67,8 +67,9 @@ class Service:
         return "http://%s:%d" % (self.host, self.port)
 
     def write_config(self, text):
-        with open(self.config_path, "w") as file:
+        with open(self.config_path + ".new", "w") as file:
             file.write(text)
+        os.replace(self.config_path + ".new", self.config_path)  # whole at any moment
 
     def reload(self, text=None):
         """Write a new configuration if one is given, send HUP, wait until the log says that it was acted on."""
@@ -157,4 +158,66 @@ def _read(path):
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except FileNotFoundError:
+        return ""
+
+
+# ---------------------------------------------------------------- what a running service uses, and what it logs
+
+LOG_LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (fake-metadata: [^\n]+'
+                      r'|[0-9a-f.:]+ "[^"\n]*" \d+ \d+ \d+\.\dms "[^"\n]*"( [^\n]+)?)')
+
+
+def check_lines(text):
+    """Check that a log has nothing but whole lines; return them."""
+    assert text.endswith("\n"), text[-200:]
+    lines = text.split("\n")[:-1]
+    for line in lines:
+        assert LOG_LINE.fullmatch(line), line
+    return lines
+
+
+def cpu_seconds(service):
+    """Return the processor time that a service has used."""
+    with open("/proc/%d/stat" % service.process.pid) as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident(service):
+    """Return the bytes of memory that a service has resident."""
+    with open("/proc/%d/statm" % service.process.pid) as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def open_files(service):
+    """Return how many files a service has open."""
+    return len(os.listdir("/proc/%d/fd" % service.process.pid))
+
+
+def open_connections(service):
+    """Return how many clients a service has: its sockets but the listening one and the pair that wakes it."""
+    return len([path for path in map(_target, _open_paths(service)) if path.startswith("socket:")]) - 3
+
+
+def threads(service):
+    """Return how many threads a service has."""
+    return len(os.listdir("/proc/%d/task" % service.process.pid))
+
+
+def free_port():
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _open_paths(service):
+    folder = "/proc/%d/fd/" % service.process.pid
+    return [folder + name for name in os.listdir(folder)]
+
+
+def _target(path):
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:  # closed meanwhile
         return ""

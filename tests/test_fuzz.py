@@ -1,0 +1,272 @@
+"""Whatever the bytes of a request, a configuration or a credentials document: no crash, no 500, no hang.
+
+FUZZ_EXAMPLES=100000 python3 -m pytest tests/test_fuzz.py looks for longer. What it finds becomes a row of a table.
+"""
+import functools
+import json
+import os
+import re
+import socket
+import threading
+
+import pytest
+
+import fake_metadata
+from service import CREDENTIALS, TOKEN_HEADER, TTL_HEADER, receive_all
+from wire import get, request
+
+hypothesis = pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, assume, example, given, settings, strategies as st  # noqa: E402
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
+STATUSES = {400, 413, 414, 417, 431, 501, 505}  # of what is not a well-formed request
+
+look = functools.partial(settings, max_examples=EXAMPLES, deadline=None, database=None,
+                         derandomize="FUZZ_EXAMPLES" not in os.environ,
+                         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+
+# ---------------------------------------------------------------- requests ---------------------
+
+METHODS = st.sampled_from("GET HEAD PUT OPTIONS POST DELETE PATCH TRACE CONNECT get BREW respond".split())
+TARGETS = st.one_of(
+    st.sampled_from(["/", "/latest/", CREDENTIALS, "/latest/api/token", "/latest/dynamic/instance-identity/document", "*",
+                     "/v2/credentials/BaseIAMRole", "http://127.0.0.1/latest/", "http://evil.example/", "/latest/user-data"]),
+    st.text("/.%?#abc0129-_~:@![]{}latesmd", max_size=60).map("/".__add__))
+VALUES = st.one_of(st.sampled_from(["", "0", "5", "60", "-1", "chunked", "close", "keep-alive", "100-continue", "127.0.0.1",
+                                    "evil.example", "[::1]:80", "x" * 56, "Basic x"]),
+                   st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=40))
+NAMES = st.one_of(st.sampled_from(["Content-Length", "Transfer-Encoding", "Connection", "Expect", "User-Agent",
+                                   "X-Forwarded-For", "Authorization", TOKEN_HEADER, TTL_HEADER]),
+                  st.text("abcXYZ-_ :\t", max_size=10))
+HEADERS = st.lists(st.tuples(NAMES, st.sampled_from([": ", ":", " : "]), VALUES).map("".join), max_size=5)
+HOSTS = st.sampled_from(["127.0.0.1"] * 5 + ["localhost:80", "evil.example", "a b", None])
+BODIES = st.one_of(st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"1;x=y\r\nz\r\n0\r\nX: y\r\n\r\n"]),
+                   st.binary(max_size=60))
+HEADS = st.builds(lambda method, target, headers, body, host: request(method + " " + target, *headers, body=body, host=host),
+                  METHODS, TARGETS, HEADERS, BODIES, HOSTS)
+GOOD = st.builds(lambda method, target, value, headers, body: request(
+    method + " " + target, "User-Agent: " + value, *headers, "Content-Length: %d" % len(body), body=body),
+    METHODS, TARGETS, st.text("az09/ \t\xe9", max_size=20), st.lists(st.sampled_from(
+        [TOKEN_HEADER + ": x", "Connection: close", "X-Forwarded-For: 1", "X: y", TTL_HEADER + ": 60"]), unique=True), BODIES)
+CHUNKED = st.builds(lambda chunks, trailers: request("PUT /latest/api/token", TTL_HEADER + ": 60", "Transfer-Encoding: chunked", body=(
+    b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk, extension in chunks) + b"0\r\n" + trailers + b"\r\n")),
+    st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from([b"", b";x", b';x="y"'])), max_size=3),
+    st.sampled_from([b"", b"X: y\r\n", b"X: y\r\nZ:\r\n"]))
+
+
+@st.composite
+def damaged(draw):
+    """Return a good request, or two, with a few bytes changed, cut out or put in."""
+    data = draw(st.one_of(HEADS, GOOD, CHUNKED)) + draw(st.one_of(st.just(b""), GOOD))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(st.binary(max_size=3)) + data[at + draw(st.integers(0, 3)):]
+    return data
+
+
+REQUESTS = st.one_of(st.binary(max_size=300), HEADS, GOOD, CHUNKED, damaged())
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """Return a server that does not listen, with all it needs to answer."""
+    class Options:
+        config, log, address = None, str(tmp_path_factory.mktemp("fuzz") / "log"), ("127.0.0.1", 0)
+
+    daemon = fake_metadata.Daemon(Options, {})
+    yield daemon.server
+    daemon.server.server_close()
+
+
+def read(received):
+    """Return (Request, end), or the status with which the bytes are refused."""
+    try:
+        return fake_metadata.read_request(received)
+    except fake_metadata.HTTPError as error:
+        assert error.status in STATUSES
+        return error.status
+
+
+@look()
+@given(data=REQUESTS)
+@example(data=b"")
+@example(data=b"\r")
+def test_any_bytes_are_a_request_or_refused(server, data):
+    """Bytes are a request, the beginning of one, or refused; a request is answered in form, and not with 500."""
+    outcome = read(data)
+    if not isinstance(outcome, tuple) or outcome[1] is None:
+        return
+    handler = server.handle(outcome[0], 0)
+    try:
+        answer = handler.respond()
+    except fake_metadata.Postponed:  # there are no credentials yet
+        return
+    assert handler.status != 500, handler.reason
+    check_answer(answer, outcome[0].method)
+
+
+def check_answer(answer, method):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert re.match(rb"HTTP/1\.1 [2-5]\d\d [A-Z]", head) and not re.search(rb"(?<!\r)\n|\r(?!\n)", head)
+    length = int(re.search(rb"\r\nContent-Length: (\d+)", head).group(1))
+    assert len(body) == (0 if method == "HEAD" else length)
+
+
+@look()
+@given(data=st.one_of(GOOD, CHUNKED, damaged()), at=st.integers(1, 400))
+def test_the_beginning_of_a_request_is_no_request(data, at):
+    """No part of a good request is refused or taken for the whole, and what follows it changes nothing."""
+    outcome = read(data)
+    assume(isinstance(outcome, tuple) and outcome[1])
+    end = outcome[1]
+    beginning = read(data[:min(at, end - 1)])
+    assert isinstance(beginning, tuple) and beginning[1] is None
+    assert read(data[:end])[1] == end
+
+
+@look()
+@given(line=st.binary(max_size=20000))
+def test_any_bytes_can_be_logged(line):
+    """What goes to the log is printable ASCII without a quote, and one line."""
+    text = fake_metadata.escaped(line)
+    assert re.fullmatch(r"[ !#-~]*", text)
+
+
+@look(max_examples=max(40, EXAMPLES // 4))
+@given(data=st.one_of(REQUESTS, st.lists(REQUESTS, max_size=4).map(b"".join)), pieces=st.integers(1, 4))
+def test_any_bytes_at_the_socket(service, data, pieces):
+    """Whatever comes in, in whatever pieces, the service answers in form, closes, logs no error of its own, and lives."""
+    with service.connect(timeout=5) as client:
+        try:
+            for at in range(0, len(data), max(1, len(data) // pieces)):
+                client.sendall(data[at:at + max(1, len(data) // pieces)])
+            client.shutdown(socket.SHUT_WR)
+        except OSError:  # it has closed already
+            pass
+        answers = receive_all(client)
+    assert not answers or re.match(rb"HTTP/1\.1 [1-5]\d\d ", answers)
+    assert b"HTTP/1.1 500 " not in answers
+    assert service.process.poll() is None
+
+
+def test_nothing_strange_in_the_log(service):
+    """After all that the log tells of no error of the service's own, and it still answers."""
+    assert service.get("/latest/meta-data/instance-id")[0] == 200
+    assert "internal error" not in service.log() and '" 500 ' not in service.log() and service.stderr() == ""
+
+
+# ---------------------------------------------------------------- configuration ----------------
+
+SECTION_NAMES = re.findall(r"\[([a-z][^\]]*)\]", fake_metadata.SETTINGS)
+KEYS_OF_SECTIONS = [(section, line.split()[0]) for block in re.split(r"\n(?=\[)", fake_metadata.SETTINGS)
+                    for section in re.findall(r"\[([a-z][^\]]*)\]", block.partition("\n")[0])
+                    for line in block.split("\n")[1:] if line]
+KEY_NAMES = sorted(set(re.findall(r"^([a-z][\w-]+) ", fake_metadata.SETTINGS, re.MULTILINE)))
+SECTIONS = st.one_of(st.sampled_from(SECTION_NAMES), st.text(max_size=12))
+KEYS = st.one_of(st.sampled_from(KEY_NAMES), st.text(max_size=12))
+WORDS = st.sampled_from("""+90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay reset
+    no-answer expired code times 1 probability 0.2 from for /latest/* / * , ; = # %s %( ${x} [ ] : :: ::1 [::1]:80 10.0.0.0/16
+    10.0.0.1 us-east-1a us-west-2-lax-1a generate static profile process required disabled 64 -1 i-0123456789abcdef0
+    0e:ff:d5:40:fe:7d 0=x placement placement/region instance-id/x .. meta-data ~ ~/x /dev/null /""".split())
+TEXTS = st.one_of(st.lists(WORDS, max_size=8).map(" ".join), st.text(max_size=30), st.just(""))
+LINES = st.one_of(st.tuples(KEYS, st.sampled_from([" = ", "=", ":", ""]), TEXTS).map("".join), st.text(max_size=20))
+CONFIGS = st.lists(st.tuples(SECTIONS, st.lists(LINES, max_size=4)).map(
+    lambda part: "[%s]\n%s\n" % (part[0], "\n".join(part[1]))), max_size=4).map("".join)
+
+
+@look()
+@given(text=st.one_of(CONFIGS.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=300)))
+@example(text=b"\xef\xbb\xbf[server]\nbind = localhost\n")
+@example(text=b"[credentials]\n= x\n")
+def test_any_configuration_is_good_or_refused(tmp_path, text):
+    """A configuration makes a whole service, or is refused in one line that names the file."""
+    path = tmp_path / "fuzz.conf"
+    path.write_bytes(text)
+    try:
+        config = fake_metadata.load_config(str(path), {})
+        rotations = fake_metadata.make_rotations(config, lambda words: None, lambda callback: None)
+        imds = fake_metadata.Imds(config, rotations, "a box")
+    except fake_metadata.ConfigError as error:
+        assert "\n" not in str(error)
+        return
+    for path in imds.paths()[:300]:
+        found = imds.find(path)
+        assert isinstance(found, fake_metadata.Live) or isinstance(found.body, bytes)
+
+
+@look(max_examples=EXAMPLES * 4)
+@given(pair=st.sampled_from(KEYS_OF_SECTIONS), name=st.sampled_from(["x", "a/b", "Name", ".."]), value=TEXTS)
+def test_any_value_is_good_or_refused(tmp_path, pair, name, value):
+    """Each key takes a value, or refuses it in one line that names the section."""
+    section, key = pair[0], name if pair[1] == "*" else pair[1]
+    path = tmp_path / "value.conf"
+    path.write_text("[%s]\n%s = %s\n" % (section, key, " ".join(value.split())), encoding="utf-8", errors="replace")
+    try:
+        config = fake_metadata.load_config(str(path), {})
+        fake_metadata.Imds(config, fake_metadata.make_rotations(config, lambda words: None, lambda call: None), "a box")
+    except fake_metadata.ConfigError as error:
+        assert "\n" not in str(error) and "[%s]" % section in str(error)
+
+
+# ---------------------------------------------------------------- credentials ------------------
+
+class Now(threading.Event):
+    """An event on which nobody waits."""
+
+    def wait(self, timeout=None):
+        return self.is_set()
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+                    max_leaves=5)
+FIELD = st.one_of(JSON, st.sampled_from(["ASIAGENERATION000001", "secret", "token", "2037-01-01T00:00:00Z", "a b", "a\nb",
+                                         "2037-01-01T00:00:00+99:99", "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59"]))
+DOCUMENTS = st.fixed_dictionaries({
+    "Version": st.one_of(st.just(1), st.just(1), JSON), "AccessKeyId": st.one_of(st.just("ASIAGENERATION000001"), FIELD),
+    "SecretAccessKey": st.one_of(st.just("secret"), FIELD), "SessionToken": FIELD, "Expiration": FIELD})
+OUTPUTS = st.one_of(st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()),
+                    DOCUMENTS.map(lambda document: json.dumps(document).encode()),
+                    st.tuples(DOCUMENTS, st.integers(0, 200)).map(lambda pair: json.dumps(pair[0]).encode()[:pair[1]]))
+PROFILES = st.one_of(st.binary(max_size=200), st.lists(st.tuples(
+    st.sampled_from(["[default]", "[profile default]", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
+                     "credential_process", "aws_expiration", "x_security_token_expires", "region", " ", "#", "[", "sso_session"]),
+    st.sampled_from(["", " = ", "=", ":"]),
+    st.one_of(st.sampled_from(["ASIAGENERATION000001", "secret", "true", "'", "\"", "2037-01-01T00:00:00Z"]),
+              st.text(max_size=20))).map("".join), max_size=8).map(lambda lines: "\n".join(lines).encode("utf-8", "replace")))
+
+
+@look()
+@given(output=OUTPUTS)
+@example(output=b"[" * 60000)
+@example(output=b'{"Version": 1, "AccessKeyId": "ASIAGENERATION000001", "SecretAccessKey": "s", "Expiration": 1e999}')
+def test_any_output_of_a_command_is_credentials_or_refused(output):
+    """What a credential command prints is whole credentials, or refused with a word that has nothing of it."""
+    check_source("process", dict(command="x", timeout=1), output, lambda *_: output)
+
+
+@look()
+@given(content=PROFILES)
+def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
+    """A credentials file has whole credentials, or is refused with a word that has nothing of it."""
+    path = tmp_path / "credentials"
+    path.write_bytes(content)
+    check_source("profile", dict(file=str(path)), content, lambda *_: b"")
+
+
+def check_source(source, changes, content, run_command):
+    """Check that a source gives whole Keys from which documents can be made, or raises SourceError."""
+    wanted = dict(fake_metadata.load_config(None, {})["credentials"], source=source, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_metadata, "run_command", run_command)
+        try:
+            keys = fake_metadata.SOURCES[source](wanted, os.urandom, Now())
+        except fake_metadata.SourceError as error:
+            assert "\n" not in str(error) and "secret\"" not in str(error)
+            return
+    assert re.fullmatch("[A-Z0-9]{16,128}", keys.access_key_id) and keys.secret_access_key
+    assert isinstance(keys.session_token, str)
+    expiration = 2e9 if keys.expiration is None else keys.expiration
+    made = fake_metadata.Credentials(keys, 1.9e9, expiration)
+    assert json.loads(made.document())["AccessKeyId"] == json.loads(made.container_document("arn", "1"))["AccessKeyId"]
