@@ -1,0 +1,444 @@
+"""The configuration: what is taken, what is refused, and what an error tells."""
+import pytest
+
+import fake_metadata
+from fake_metadata import ConfigError, load_config
+
+SECRET = "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbQeThWmZq4t7"
+STATIC = "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n"
+
+DEFAULTS = [
+    ("server", "bind", ""),
+    ("server", "log", ""),
+    ("server", "allowed-hosts", ""),
+    ("metadata-options", "http-tokens", "optional"),
+    ("metadata-options", "http-endpoint", "enabled"),
+    ("metadata-options", "http-put-response-hop-limit", 1),
+    ("metadata-options", "instance-metadata-tags", "disabled"),
+    ("instance", "instance-id", None),
+    ("instance", "instance-type", "t3.micro"),
+    ("instance", "availability-zone", "us-east-1a"),
+    ("instance", "account-id", "123456789012"),
+    ("instance", "key-name", ""),
+    ("credentials", "role", "BaseIAMRole"),
+    ("credentials", "source", "generate"),
+    ("credentials", "lifetime", 21600),
+    ("credentials", "timeout", 30),
+    ("credentials", "extended", "no"),
+    ("container", "authorization-token", ""),
+    ("user-data", "text", ""),
+    ("events", "spot-interruption", ""),
+]
+
+GOOD = [
+    ("server", "bind", "127.0.0.1", ("127.0.0.1", 8000)),
+    ("server", "bind", "0.0.0.0:80", ("0.0.0.0", 80)),
+    ("server", "bind", "localhost:0", ("localhost", 0)),
+    ("server", "bind", "::1", ("::1", 8000)),
+    ("server", "bind", "[::1]", ("::1", 8000)),
+    ("server", "bind", "[fd00:ec2::254]:80", ("fd00:ec2::254", 80)),
+    ("server", "bind", "127.0.0.1:65535", ("127.0.0.1", 65535)),
+    ("server", "log", "/mnt/logs/fake-metadata/server.log", "/mnt/logs/fake-metadata/server.log"),
+    ("server", "allowed-hosts", "imds.example.com, box,10.0.0.7", "imds.example.com\nbox\n10.0.0.7"),
+    ("metadata-options", "http-tokens", "required", "required"),
+    ("metadata-options", "http-endpoint", "disabled", "disabled"),
+    ("metadata-options", "http-put-response-hop-limit", "64", 64),
+    ("instance", "instance-id", "i-0123456789abcdef0", "i-0123456789abcdef0"),
+    ("instance", "instance-id", "i-1234abcd", "i-1234abcd"),
+    ("instance", "instance-type", "m7gd.16xlarge", "m7gd.16xlarge"),
+    ("instance", "instance-type", "u-12tb1.112xlarge", "u-12tb1.112xlarge"),
+    ("instance", "instance-life-cycle", "capacity-block", "capacity-block"),
+    ("instance", "architecture", "arm64", "arm64"),
+    ("instance", "ami-launch-index", "0", 0),
+    ("instance", "ancestor-ami-ids", "ami-11111111, ami-22222222", "ami-11111111\nami-22222222"),
+    ("instance", "account-id", "000000000001", "000000000001"),
+    ("instance", "availability-zone", "eu-central-1b", "eu-central-1b"),
+    ("instance", "availability-zone", "us-gov-west-1a", "us-gov-west-1a"),
+    ("instance", "availability-zone", "cn-northwest-1c", "cn-northwest-1c"),
+    ("instance", "availability-zone", "us-west-2-lax-1a", "us-west-2-lax-1a"),
+    ("instance", "availability-zone", "us-east-1-wl1-bos-wlz-1", "us-east-1-wl1-bos-wlz-1"),
+    ("instance", "availability-zone-id", "use1-az6", "use1-az6"),
+    ("instance", "availability-zone-id", "usw2-lax1-az1", "usw2-lax1-az1"),
+    ("instance", "availability-zone-id", "use1-wl1-bos-wlz1", "use1-wl1-bos-wlz1"),
+    ("instance", "launch-time", "2026-12-01T08:00:00Z", 1796112000),
+    ("instance", "launch-time", "2026-12-01T08:00:00.999Z", 1796112000),
+    ("instance", "launch-time", "2026-12-01T09:30:00+01:30", 1796112000),
+    ("instance", "key-name", "my key", "my key"),
+    ("instance", "public-key", "ssh-ed25519 AAAAC3Nza my key", "ssh-ed25519 AAAAC3Nza my key"),
+    ("instance", "partition-number", "7", 7),
+    ("instance", "product-codes", "3iplms73etrdhxdepv72l6ywj", "3iplms73etrdhxdepv72l6ywj"),
+    ("instance", "root-device", "/dev/sda1", "/dev/sda1"),
+    ("instance", "ebs-volumes", "sdf, sdg", "sdf\nsdg"),
+    ("instance", "local-ipv4", "10.0.0.5, 10.0.0.6", "10.0.0.5\n10.0.0.6"),
+    ("instance", "local-ipv4", "", ""),
+    ("instance", "public-ipv4", "", ""),
+    ("instance", "ipv6", "2001:DB8:0:0::2", "2001:db8::2"),
+    ("instance", "mac", "0e:ff:d5:40:fe:7d", "0e:ff:d5:40:fe:7d"),
+    ("instance", "security-groups", "default, web servers", "default\nweb servers"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/20", "10.0.0.0/20"),
+    ("instance", "ipv6-prefix", "2001:db8:0:1::/80", "2001:db8:0:1::/80"),
+    ("interface eth1", "device-number", "3", 3),
+    ("interface eth1", "interface-id", "eni-0123456789abcdef0", "eni-0123456789abcdef0"),
+    ("credentials", "role", "", ""),
+    ("credentials", "role", "my+role=of,the.team@home-1_2", "my+role=of,the.team@home-1_2"),
+    ("credentials", "lifetime", "1s", 1),
+    ("credentials", "lifetime", "7d", 604800),
+    ("credentials", "lifetime", "90m", 5400),
+    ("credentials", "timeout", "1500ms", 1.5),
+    ("credentials", "extended", "yes", "yes"),
+    ("role build", "lifetime", "1h", 3600),
+    ("container", "authorization-token", "Basic c2VjcmV0", "Basic c2VjcmV0"),
+    ("tags", "Name", "my box", "my box"),
+    ("tags", "team:cost-center@2026", "", ""),
+    ("metadata", "placement/host-id", "h-0123", "h-0123"),
+    ("metadata", "/managed-ssh-keys/signer-cert/", "text", "text"),
+    ("user-data", "text", "#!/bin/sh\n  echo hello", "#!/bin/sh\necho hello"),
+]
+
+BAD = [  # section, key, value, what the error must say of what would be right
+    ("server", "bind", "nowhere at all", "HOST:PORT"),
+    ("server", "bind", "127.0.0.1:65536", "HOST:PORT"),
+    ("server", "bind", "127.0.0.1:http", "HOST:PORT"),
+    ("server", "bind", "[::1]8000", "[IPV6]:PORT"),
+    ("server", "bind", "[::1", "[IPV6]:PORT"),
+    ("server", "bind", "http://127.0.0.1/", "HOST:PORT"),
+    ("server", "allowed-hosts", "good.example.com, not/good", "imds.example.com"),
+    ("server", "allowed-hosts", "one,,two", "imds.example.com"),
+    ("metadata-options", "http-tokens", "maybe", "optional, required"),
+    ("metadata-options", "http-tokens", "Required", "optional, required"),
+    ("metadata-options", "http-tokens", "", "optional, required"),
+    ("metadata-options", "http-endpoint", "off", "enabled, disabled"),
+    ("metadata-options", "instance-metadata-tags", "yes", "enabled, disabled"),
+    ("metadata-options", "http-put-response-hop-limit", "0", "from 1 to 64"),
+    ("metadata-options", "http-put-response-hop-limit", "65", "from 1 to 64"),
+    ("metadata-options", "http-put-response-hop-limit", "+1", "from 1 to 64"),
+    ("metadata-options", "http-put-response-hop-limit", "1.0", "from 1 to 64"),
+    ("metadata-options", "http-put-response-hop-limit", "\u0662", "from 1 to 64"),
+    ("instance", "instance-id", "i-123", "i-0123456789abcdef0"),
+    ("instance", "instance-id", "I-0123456789ABCDEF0", "i-0123456789abcdef0"),
+    ("instance", "instance-id", "", "i-0123456789abcdef0"),
+    ("instance", "ami-id", "i-0123456789abcdef0", "ami-0123456789abcdef0"),
+    ("instance", "instance-type", "huge", "t3.micro"),
+    ("instance", "instance-life-cycle", "eternal", "on-demand, spot"),
+    ("instance", "architecture", "vax", "x86_64"),
+    ("instance", "account-id", "1234", "123456789012"),
+    ("instance", "account-id", "1234-5678-9012", "123456789012"),
+    ("instance", "availability-zone", "us-east-1", "us-east-1a"),
+    ("instance", "availability-zone", "a", "us-east-1a"),
+    ("instance", "availability-zone", "us-east-1A", "us-east-1a"),
+    ("instance", "availability-zone", "moon-base-1a", "us-east-1a"),
+    ("instance", "availability-zone-id", "us-east-1a", "use1-az1"),
+    ("instance", "launch-time", "yesterday", "2026-12-01T08:00:00Z"),
+    ("instance", "launch-time", "2026-13-01T08:00:00Z", "2026-12-01T08:00:00Z"),
+    ("instance", "launch-time", "2026-12-01T08:00:00", "2026-12-01T08:00:00Z"),
+    ("instance", "launch-time", "1796112000", "2026-12-01T08:00:00Z"),
+    ("instance", "public-key", "not a key", "ssh-ed25519"),
+    ("instance", "partition-number", "8", "from 1 to 7"),
+    ("instance", "hibernation", "yes", "true, false"),
+    ("instance", "root-device", "xvda", "/dev/xvda"),
+    ("instance", "ebs-volumes", "/dev/sdf", "sdf"),
+    ("instance", "monitoring", "detailed", "enabled, disabled"),
+    ("instance", "local-ipv4", "10.0.0.256", "IPv4"),
+    ("instance", "local-ipv4", "10.0.0", "IPv4"),
+    ("instance", "local-ipv4", "::1", "IPv4"),
+    ("instance", "public-ipv4", "example.com", "IPv4"),
+    ("instance", "ipv6", "10.0.0.1", "IPv6"),
+    ("instance", "ipv6", "2001:db8:::1", "IPv6"),
+    ("instance", "mac", "0E:FF:D5:40:FE:7D", "0e:ff:d5:40:fe:7d"),
+    ("instance", "mac", "0e-ff-d5-40-fe-7d", "0e:ff:d5:40:fe:7d"),
+    ("instance", "local-hostname", "two words", "imds.example.com"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.5/20", "10.0.0.0/20"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0", "from 0 to 32"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/33", "from 0 to 32"),
+    ("instance", "subnet-ipv6-cidr-blocks", "2001:db8::/129", "from 0 to 128"),
+    ("interface eth1", "local-ipv4", "10.0.0.256", "IPv4"),
+    ("interface eth1", "device-number", "0", "from 1 to 64"),
+    ("interface eth1", "mac", "none", "0e:ff:d5:40:fe:7d"),
+    ("credentials", "role", "two words", "BaseIAMRole"),
+    ("credentials", "role", "a/path/to/role", "BaseIAMRole"),
+    ("credentials", "role", "r" * 65, "BaseIAMRole"),
+    ("credentials", "source", "vault", "generate, static, profile, process"),
+    ("credentials", "lifetime", "6", "90s"),
+    ("credentials", "lifetime", "6 h", "90s"),
+    ("credentials", "lifetime", "-5m", "90s"),
+    ("credentials", "lifetime", "1.5h", "90s"),
+    ("credentials", "lifetime", "0s", "1s to 7d"),
+    ("credentials", "lifetime", "8d", "1s to 7d"),
+    ("credentials", "lifetime", "999ms", "1s to 7d"),
+    ("credentials", "timeout", "soon", "90s"),
+    ("credentials", "extended", "true", "yes, no"),
+    ("role build", "source", "vault", "generate, static, profile, process"),
+    ("role build", "lifetime", "0s", "1s to 7d"),
+    ("container", "authorization-token", "with a \x07 bell", "cannot be shown"),
+    ("tags", "a/b", "c", "letters, digits"),
+    ("tags", "_index", "c", "letters, digits"),
+    ("tags", "..", "c", "letters, digits"),
+    ("tags", "k" * 129, "c", "letters, digits"),
+    ("metadata", "a//b", "c", "placement/host-id"),
+    ("metadata", "a b", "c", "placement/host-id"),
+    ("metadata", "caf\u00e9", "c", "placement/host-id"),
+    ("events", "spot-interruption", "+90s", "+90s terminate"),
+    ("events", "spot-interruption", "+90s explode", "terminate, stop, hibernate"),
+    ("events", "spot-interruption", "terminate +90s", "+90s"),
+    ("events", "spot-interruption", "90s terminate", "+90s"),
+    ("events", "rebalance-recommendation", "soon", "+90s"),
+    ("events", "rebalance-recommendation", "+60s terminate", "90s"),
+    ("events", "scheduled-maintenance", "+30s system-reboot", "2026-12-01T08:00:00Z"),
+    ("events", "scheduled-maintenance", "+30s coffee-break 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z", "system-reboot"),
+    ("events", "scheduled-maintenance", "+30s system-reboot today 2026-12-01T10:00:00Z", "2026-12-01T08:00:00Z"),
+    ("events", "scheduled-maintenance", "+30s system-reboot +1h +2h postponed +3h", "completed, canceled"),
+    ("events", "scheduled-maintenance", "+30s system-reboot +1h +2h,", "2026-12-01T08:00:00Z"),
+    ("events", "target-lifecycle-state", "Asleep", "InService"),
+    ("events", "target-lifecycle-state", "InService, Terminated +120s", "+90s"),
+    ("events", "target-lifecycle-state", "+1s InService now", "InService, +120s Terminated"),
+    ("faults", "x", "latest/* status 503", "/latest/meta-data/*"),
+    ("faults", "x", "/latest/*", "status"),
+    ("faults", "x", "", "/latest/meta-data/*"),
+    ("faults", "x", "/latest/* status", "from 400 to 599"),
+    ("faults", "x", "/latest/* status 200", "from 400 to 599"),
+    ("faults", "x", "/latest/* status 600", "from 400 to 599"),
+    ("faults", "x", "/latest/* explode", "status, delay, reset"),
+    ("faults", "x", "/latest/* delay", "90s"),
+    ("faults", "x", "/latest/* reset times 0", "from 1 to 999999999"),
+    ("faults", "x", "/latest/* reset times many", "from 1 to 999999999"),
+    ("faults", "x", "/latest/* reset probability 0", "0.2"),
+    ("faults", "x", "/latest/* reset probability 1.5", "0.2"),
+    ("faults", "x", "/latest/* reset probability nan", "0.2"),
+    ("faults", "x", "/latest/* reset from now", "+90s"),
+    ("faults", "x", "/latest/* reset for ever", "90s"),
+    ("faults", "x", "/latest/* status 503 status 500", "words are"),
+    ("faults", "x", "/latest/* reset from +1s until +2s", "words are"),
+    ("faults", "x", "/latest/* code", "AssumeRoleUnauthorizedAccess"),
+]
+
+UNKNOWN = [  # text, what the error must say
+    ("[severs]\n", "[severs]: unknown section; did you mean server?"),
+    ("[Instance]\n", "[Instance]: unknown section; did you mean instance?"),
+    ("[DEFAULT]\nrole = x\n", "[DEFAULT]: unknown section"),
+    ("[interfaces eth1]\n", "[interfaces eth1]: unknown section; did you mean interface NAME?"),
+    ("[server x]\n", "[server x]: unknown section"),
+    ("[zzz]\n", "[zzz]: unknown section; known are: "),
+    ("[interface]\n", "[interface]"),
+    ("[role]\n", "[role]"),
+    ("[server]\nallowed-host = x\n", "[server] allowed-host: unknown key; did you mean allowed-hosts?"),
+    ("[server]\nport = 80\n", "[server] port: unknown key; known are: allowed-hosts, bind, log"),
+    ("[instance]\ninstance_id = i-1234abcd\n", "[instance] instance_id: unknown key; did you mean instance-id?"),
+    ("[instance]\nInstance-Id = i-1234abcd\n", "[instance] Instance-Id: unknown key; did you mean instance-id?"),
+    ("[instance]\nregion = us-east-1\n", "[instance] region: unknown key"),
+    ("[interface eth1]\ninstance-id = i-1234abcd\n", "[interface eth1] instance-id: unknown key; did you mean interface-id?"),
+    ("[role build]\nrole = x\n", "[role build] role: unknown key"),
+    ("[events]\nspot-interuption = +1s stop\n", "[events] spot-interuption: unknown key; did you mean spot-interruption?"),
+]
+
+CONFLICTS = [  # text, section and key that the error must name
+    ("[credentials]\nsource = static\n", "[credentials] access-key-id: "),
+    (STATIC, "[credentials] secret-access-key: "),
+    ("[credentials]\nsource = process\n", "[credentials] command: "),
+    ("[role build]\nsource = process\n", "[role build] command: "),
+    ("[role BaseIAMRole]\n", "[role BaseIAMRole]"),
+    ("[role two words]\n", "[role two words]"),
+    ("[role a]\n[role  a]\n", "[role  a]"),
+    ("[instance]\nlocal-ipv4 = 10.0.0.5\nsubnet-ipv4-cidr-block = 10.1.0.0/20\n", "[instance] local-ipv4: "),
+    ("[instance]\nlocal-ipv4 = 10.0.0.5, 10.0.64.6\n", "[instance] local-ipv4: "),
+    ("[instance]\nsubnet-ipv4-cidr-block = 10.0.0.0/20\nlocal-ipv4 = 10.0.0.5\nvpc-ipv4-cidr-blocks = 10.9.0.0/16\n",
+     "[instance] subnet-ipv4-cidr-block: "),
+    ("[instance]\nipv6 = 2001:db8::5\nsubnet-ipv6-cidr-blocks = 2001:db8:1::/64\n", "[instance] ipv6: "),
+    ("[instance]\nmac = 0e:00:00:00:00:01\n[interface eth1]\nmac = 0e:00:00:00:00:01\n", "[interface eth1] mac: "),
+    ("[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 10.0.0.5\n", "[interface eth1] local-ipv4: "),
+    ("[interface eth1]\ndevice-number = 1\n[interface eth2]\ndevice-number = 1\n", "[interface eth2] device-number: "),
+    ("[interface eth1]\npublic-ipv4 = 203.0.113.9\n[interface eth2]\npublic-ipv4 = 203.0.113.9\n",
+     "[interface eth2] public-ipv4: "),
+    ("[interface eth1]\ninterface-id = eni-1234abcd\n[interface eth2]\ninterface-id = eni-1234abcd\n",
+     "[interface eth2] interface-id: "),
+    ("[interface eth1]\n[interface eth1]\n", "[interface eth1]"),
+    ("[server]\nlog = /a\nlog = /b\n", "[server] log: "),
+    ("[instance]\npublic-key = ssh-ed25519 AAAAC3Nza\n", "[instance] public-key: "),
+    ("[metadata]\nplacement = here\n", "[metadata] placement: "),
+    ("[metadata]\ninstance-id/part = x\n", "[metadata] instance-id"),
+    ("[metadata]\nown = x\nown/below = y\n", "[metadata] own: "),
+    ("[metadata]\nspot = x\n[events]\nspot-interruption = +90s terminate\n", "[metadata] spot: "),
+    ("[user-data]\ntext = a\nfile = /dev/null\n", "[user-data] "),
+    ("[user-data]\nfile = /nowhere/user-data\n", "[user-data] file: "),
+    ("[user-data]\nfile = /\n", "[user-data] file: "),
+    ("[user-data]\ntext = %s\n" % ("x" * 16385), "[user-data] "),
+]
+
+LEAKS = [
+    STATIC + "secret-access-key = %s %s\n" % (SECRET, SECRET),
+    STATIC + "secret-access-key = %s\u00e9\n" % SECRET,
+    STATIC + "secret-access-key = x\n  %s\n" % SECRET,
+    STATIC + "secret-access-key = %s\nsecret-access-key = %s\n" % (SECRET, SECRET),
+    STATIC + "secret-acces-key = %s\n" % SECRET,
+    STATIC + "secret-access-key\n%s\n" % SECRET,
+    STATIC + "secret-access-key %s\n" % SECRET,
+    STATIC + "session-token =\n%s==\n" % SECRET,
+    STATIC + "%s= x\n%s= x\n" % (SECRET, SECRET),
+    "[credentials]\nsource = static\naccess-key-id = %s\n" % SECRET,
+    "[credentials]\nrole = %s\n" % SECRET,
+    "[container]\nauthorization-token = %s\x07\n" % SECRET,
+    "[container\nauthorization-token = %s\n" % SECRET,
+    "authorization-token = %s\n" % SECRET,
+    SECRET + "\n",
+]
+
+
+@pytest.mark.parametrize("section, key, value", DEFAULTS)
+def test_default(load, section, key, value):
+    """What is not configured has its default."""
+    assert load()[section][key] == value
+
+
+def test_no_file_means_the_defaults(load):
+    """Without a file the configuration is that of an empty one."""
+    assert load_config(None, {}) == load("")
+
+
+@pytest.mark.parametrize("section, key, text, value", GOOD)
+def test_good_value(load, section, key, text, value):
+    """A value in the right form is taken."""
+    assert load("[%s]\n%s = %s\n" % (section, key, text))[section][key] == value
+
+
+@pytest.mark.parametrize("section, key, text, right", BAD)
+def test_bad_value(check, section, key, text, right):
+    """A bad value ends with 1, names file, section and key, and says what would be right."""
+    code, said = check("[%s]\n%s = %s\n" % (section, key, text))
+
+    assert code == 1
+    assert said.startswith("fake-metadata: FILE: [%s] %s: " % (section, key))
+    assert right in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text, error", UNKNOWN)
+def test_unknown_name(check, text, error):
+    """An unknown section or key is an error that tells the nearest known name."""
+    code, said = check(text)
+
+    assert (code, said[:21]) == (1, "fake-metadata: FILE: ")
+    assert error in said
+
+
+@pytest.mark.parametrize("text, place", CONFLICTS)
+def test_conflict(check, text, place):
+    """Values that cannot go together are an error that names file, section and key."""
+    code, said = check(text)
+
+    assert code == 1
+    assert said.startswith("fake-metadata: FILE: " + place)
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", LEAKS)
+def test_error_shows_no_secret(check, text):
+    """An error shows no part of a secret, wherever it stands."""
+    code, said = check(text)
+
+    assert code == 1
+    assert not any(SECRET[start:start + 8] in said for start in range(len(SECRET) - 7))
+
+
+@pytest.mark.parametrize("text, error", [
+    ("role = x\n", "FILE: line 1 is neither"),
+    ("[server]\n\nbind 127.0.0.1\n", "FILE: line 3 is neither"),
+    ("[server\nbind = 127.0.0.1\n", "FILE: line 1 is neither"),
+    ("[]\n", "FILE: line 1 is neither"),
+    ("[server]\n= x\n", "FILE: line 2 is neither"),
+    ("[server]\nbind = 127.0.0.1\n[server]\nlog = x\n", "FILE: [server] "),
+    (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
+    (b"\0\0\0\0", "FILE: "),
+])
+def test_broken_file(check, text, error):
+    """A file that is no configuration is one line of error."""
+    code, said = check(text)
+
+    assert code == 1
+    assert error in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name, reason", [("missing.conf", "No such file"), (".", "Is a directory")])
+def test_unreadable_file(tmp_path, capfd, name, reason):
+    """A configuration that cannot be read is named, with the reason."""
+    path = str(tmp_path / name)
+
+    assert fake_metadata.main(["--test-config", "--config", path]) == 1
+    assert "%s: %s" % (path, reason) in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", [
+    "", "\n\n", "# a comment\n; another\n", "[server]\n", "\ufeff[server]\nlog = x\n", "[server]\r\nlog = x\r\n",
+    "[server]\n  log = x\n  bind = 127.0.0.1:0\n", "[server]\nlog=x", "[server]\nlog =\n",
+    "[tags]\nName = a = b # c\n", "[interface eth1]\n[interface eth2]\n[role a]\n[role b]\n"])
+def test_good_file(check, text):
+    """Comments, blank lines, a byte order mark, CRLF and indented keys are fine."""
+    code, said = check(text)
+
+    assert code == 0
+    assert "configuration ok" in said
+
+
+def test_keys_keep_their_case(load):
+    """Tags that differ in case only are two tags."""
+    assert load("[tags]\nName = a\nname = b\n")["tags"] == {"Name": "a", "name": "b"}
+
+
+def test_percent_sign_is_a_character(load):
+    """Nothing is interpolated into a value."""
+    assert load("[tags]\na = 100%(b)s ${c}\n")["tags"]["a"] == "100%(b)s ${c}"
+
+
+def test_named_sections_stand_beside_each_other(load):
+    """Each [interface NAME] and [role NAME] is a section of its own, with the defaults of its kind."""
+    config = load("[interface eth1]\nipv6 = 2001:db8::1\n[interface eth2]\n[role build]\nlifetime = 1h\n[role test]\n")
+
+    assert [config[name]["ipv6"] for name in ("interface eth1", "interface eth2")] == ["2001:db8::1", ""]
+    assert [config[name]["lifetime"] for name in ("role build", "role test")] == [3600, 21600]
+
+
+@pytest.mark.parametrize("variable, key, value", [
+    ("EC2_LOCAL_IPV4", "public-ipv4", "203.0.113.9"), ("EC2_LOCAL_HOSTNAME", "public-hostname", "box.example.com")])
+def test_environment_outranks_the_file(load, variable, key, value):
+    """EC2_LOCAL_IPV4 and EC2_LOCAL_HOSTNAME outrank the configuration."""
+    text = "[instance]\npublic-ipv4 = 198.51.100.1\npublic-hostname = other.example.com\n"
+
+    assert load(text, **{variable: value})["instance"][key] == value
+
+
+def test_environment_without_a_file():
+    """EC2_LOCAL_IPV4 is taken where there is no configuration."""
+    assert load_config(None, {"EC2_LOCAL_IPV4": "203.0.113.9"})["instance"]["public-ipv4"] == "203.0.113.9"
+
+
+def test_empty_variable_is_none(load):
+    """An empty variable leaves the configuration as it is."""
+    assert load("[instance]\npublic-ipv4 = 198.51.100.1\n", EC2_LOCAL_IPV4="")["instance"]["public-ipv4"] == "198.51.100.1"
+
+
+@pytest.mark.parametrize("variable, value", [
+    ("EC2_LOCAL_IPV4", "nowhere"), ("EC2_LOCAL_IPV4", "::1"), ("EC2_LOCAL_HOSTNAME", "two words")])
+def test_bad_variable(load, variable, value):
+    """A bad value in the environment is an error that names the variable."""
+    with pytest.raises(ConfigError, match="environment.*" + variable):
+        load("", **{variable: value})
+
+
+@pytest.mark.parametrize("text, seconds", [
+    ("0s", 0), ("1500ms", 1.5), ("90s", 90), ("5m", 300), ("6h", 21600), ("2d", 172800)])
+def test_duration(text, seconds):
+    """A duration is a whole number and a unit."""
+    assert fake_metadata.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "90", "90S", "90 s", "1.5s", "-1s", "+1s", "90sm", "1h30m", "1e3s", "\u0662s",
+                                  "9" * 10 + "s"])
+def test_no_duration(text):
+    """Anything else is no duration."""
+    with pytest.raises(ValueError, match="90s"):
+        fake_metadata.duration(text)
+
+
+@pytest.mark.parametrize("text, seconds", [("+0s", 1000), ("+90s", 1090), ("2026-12-01T08:00:00Z", 1796112000)])
+def test_when(text, seconds):
+    """A WHEN counts from the start, or is a time of its own."""
+    assert fake_metadata.when(text)(1000) == seconds

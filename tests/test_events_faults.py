@@ -1,0 +1,709 @@
+"""Events and faults by a clock that the test sets, and the credentials of further roles and endpoints."""
+import json
+import re
+import select
+import socket
+
+import pytest
+
+from fake_metadata import Clock, Dropped, Fault, Handler, Postponed, SessionTokens, fault, read_request, utc
+from service import TOKEN_HEADER, TTL_HEADER, Service, wait_for
+
+META = "/latest/meta-data/"
+CREDENTIALS = META + "iam/security-credentials/BaseIAMRole"
+STATIC = "source = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\nsecret-access-key = secret\nsession-token = token\n"
+TOKENS = SessionTokens(b"key")
+
+
+class Answer:
+    """What comes back for a request, its status and body at hand."""
+
+    def __init__(self, data):
+        head, _, body = data.partition(b"\r\n\r\n")
+        self.head, self.status, self.body = head.decode(), int(head.split()[1]), body.decode()
+
+    @property
+    def document(self):
+        return json.loads(self.body)
+
+
+def handler(imds, path, method="GET", **headers):
+    """Return the Handler of a request."""
+    head = "".join("%s: %s\r\n" % (name.replace("_", "-"), value) for name, value in headers.items())
+    request, _ = read_request(("%s %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (method, path, head)).encode())
+    return Handler(request, imds, TOKENS, Clock(imds.clock), 0)
+
+
+def ask(imds, path, method="GET", **headers):
+    """Have a request answered."""
+    return Answer(handler(imds, path, method, **headers).respond())
+
+
+def value(imds, path):
+    """Return what is at a path, None for 404."""
+    answer = ask(imds, path)
+    assert answer.status in (200, 404)
+    return answer.body if answer.status == 200 else None
+
+
+# Events.
+
+SPOT, TERMINATION = META + "spot/instance-action", META + "spot/termination-time"
+REBALANCE, STATE = META + "events/recommendations/rebalance", META + "autoscaling/target-lifecycle-state"
+SCHEDULED, HISTORY = META + "events/maintenance/scheduled", META + "events/maintenance/history"
+REBOOT = "scheduled-maintenance = +30s system-reboot +1h +2h"
+AT_NINE = "2026-12-01T09:00:00Z"  # an hour after the start
+
+MOMENTS = [  # event, path, seconds after the start, what is there
+    ("spot-interruption = +90s terminate", SPOT, 0, None),
+    ("spot-interruption = +90s terminate", SPOT, 89.9, None),
+    ("spot-interruption = +90s terminate", SPOT, 90, '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s terminate", SPOT, 86400, '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s terminate", TERMINATION, 89, None),
+    ("spot-interruption = +90s terminate", TERMINATION, 90, "2026-12-01T08:03:30Z"),
+    ("spot-interruption = +90s terminate", TERMINATION, 86400, "2026-12-01T08:03:30Z"),
+    ("spot-interruption = +90s stop", SPOT, 90, '{"action": "stop", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s stop", TERMINATION, 90, None),
+    ("spot-interruption = +90s hibernate", SPOT, 90, '{"action": "hibernate", "time": "2026-12-01T08:01:30Z"}'),
+    ("spot-interruption = +90s hibernate", TERMINATION, 90, None),
+    ("spot-interruption = %s stop" % AT_NINE, SPOT, 3599, None),
+    ("spot-interruption = %s stop" % AT_NINE, SPOT, 3600, '{"action": "stop", "time": "2026-12-01T09:02:00Z"}'),
+    ("spot-interruption = 2026-12-01T07:00:00Z stop", SPOT, 0, '{"action": "stop", "time": "2026-12-01T07:02:00Z"}'),
+    ("rebalance-recommendation = +60s", REBALANCE, 59, None),
+    ("rebalance-recommendation = +60s", REBALANCE, 60, '{"noticeTime": "2026-12-01T08:01:00Z"}'),
+    ("rebalance-recommendation = +60s", REBALANCE, 86400, '{"noticeTime": "2026-12-01T08:01:00Z"}'),
+    ("rebalance-recommendation = %s" % AT_NINE, REBALANCE, 3600, '{"noticeTime": "2026-12-01T09:00:00Z"}'),
+    ("target-lifecycle-state = InService", STATE, 0, "InService"),
+    ("target-lifecycle-state = InService, +120s Terminated", STATE, 119, "InService"),
+    ("target-lifecycle-state = InService, +120s Terminated", STATE, 120, "Terminated"),
+    ("target-lifecycle-state = InService, +120s Terminated", STATE, 86400, "Terminated"),
+    ("target-lifecycle-state = +60s Warmed:Stopped", STATE, 59, None),
+    ("target-lifecycle-state = +60s Warmed:Stopped", STATE, 60, "Warmed:Stopped"),
+    ("target-lifecycle-state = +60s Standby, +90s InService, +120s Detached", STATE, 100, "InService"),
+    ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 60, "Standby"),
+    ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 120, "Terminated"),
+    ("target-lifecycle-state = +120s Terminated, InService", STATE, 120, "Terminated"),
+    (REBOOT, SCHEDULED, 29, "[]"),
+    (REBOOT, HISTORY, 30, "[]"),
+    (REBOOT, HISTORY, 7199, "[]"),
+    (REBOOT, SCHEDULED, 7200, "[]"),
+]
+
+
+@pytest.mark.parametrize("event, path, seconds, expected", MOMENTS)
+def test_event_at_a_moment(make_imds, clock, event, path, seconds, expected):
+    """Before its time an event is not there; from then on it is, with times that do not move."""
+    imds = make_imds("[events]\n%s\n" % event)
+
+    clock.now += seconds
+
+    assert value(imds, path) == expected
+
+
+def test_event_that_is_polled(make_imds, clock):
+    """A notice that is polled every five seconds appears at its time and stays as it is."""
+    imds, seen = make_imds("[events]\nspot-interruption = +90s terminate\nrebalance-recommendation = +60s\n"), []
+
+    for _ in range(0, 600, 5):
+        seen.append((value(imds, SPOT), value(imds, REBALANCE)))
+        clock.now += 5
+
+    assert [index * 5 for index in range(120) if not seen[index][0]] == list(range(0, 90, 5))
+    assert len({notice for notice, _ in seen}) == len({notice for _, notice in seen}) == 2
+
+
+def test_scheduled_maintenance_to_the_byte(make_imds, clock):
+    """A maintenance event has the keys, the order, the spacing and the dates of the EC2 User Guide."""
+    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot %s 2026-12-01T10:00:00Z\n" % AT_NINE)
+
+    clock.now += 30
+
+    assert re.fullmatch(r"""\[ 
+  {
+    "NotBefore" : "01 Dec 2026 09:00:00 GMT",
+    "Code" : "system-reboot",
+    "Description" : "scheduled reboot",
+    "EventId" : "instance-event-0[0-9a-f]{16}",
+    "NotAfter" : "01 Dec 2026 10:00:00 GMT",
+    "State" : "active"
+  } 
+\]""", value(imds, SCHEDULED))
+
+
+@pytest.mark.parametrize("end, seconds, state, description", [
+    ("", 7200, "completed", "[Completed] scheduled reboot"),
+    (" completed +90s", 90, "completed", "[Completed] scheduled reboot"),
+    (" canceled +90s", 90, "canceled", "[Canceled] scheduled reboot")])
+def test_maintenance_that_is_over(make_imds, clock, end, seconds, state, description):
+    """A maintenance event moves to the history, completed at its end, or when the configuration says how."""
+    imds = make_imds("[events]\n%s%s\n" % (REBOOT, end))
+    clock.now += seconds - 1
+    scheduled = json.loads(value(imds, SCHEDULED))
+
+    clock.now += 1
+
+    assert json.loads(value(imds, SCHEDULED)) == []
+    assert json.loads(value(imds, HISTORY)) == [dict(scheduled[0], State=state, Description=description)]
+
+
+def test_several_maintenance_events(make_imds, clock):
+    """Several maintenance events go their ways, each with an id of its own that stays."""
+    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s, +30s instance-stop +3h +4h\n")
+
+    clock.now += 30
+    both = json.loads(value(imds, SCHEDULED))
+    clock.now += 30
+
+    assert [event["Code"] for event in both] == ["system-reboot", "instance-stop"]
+    assert len({event["EventId"] for event in both}) == 2
+    assert json.loads(value(imds, SCHEDULED)) == both[1:]
+    assert json.loads(value(imds, HISTORY))[0]["EventId"] == both[0]["EventId"]
+
+
+def test_events_at_once(make_imds, clock):
+    """Several kinds of events are there together."""
+    imds = make_imds("[events]\nspot-interruption = +5s stop\nrebalance-recommendation = +5s\n%s\n"
+                     "target-lifecycle-state = +5s Terminated\n" % REBOOT)
+
+    clock.now += 3600
+
+    assert value(imds, SPOT) and value(imds, REBALANCE) and value(imds, STATE) == "Terminated"
+    assert len(json.loads(value(imds, SCHEDULED))) == 1
+
+
+@pytest.mark.parametrize("event, directory, before, after", [
+    ("spot-interruption = +90s terminate", META + "spot", None, "instance-action\ntermination-time"),
+    ("spot-interruption = +90s stop", META + "spot", None, "instance-action"),
+    ("rebalance-recommendation = +90s", META + "events", "maintenance/", "maintenance/\nrecommendations/"),
+    ("rebalance-recommendation = +90s", META + "events/recommendations", None, "rebalance"),
+    ("target-lifecycle-state = +90s Standby", META + "autoscaling", None, "target-lifecycle-state"),
+    ("scheduled-maintenance = +90s system-reboot +1h +2h", META + "events/maintenance", "history\nscheduled",
+     "history\nscheduled")])
+def test_listings_follow_events(make_imds, clock, event, directory, before, after):
+    """What an event brings is listed from its time on, and not before."""
+    imds = make_imds("[events]\n%s\n" % event)
+
+    assert value(imds, directory) == before
+    clock.now += 90
+    assert value(imds, directory) == after
+
+
+def test_listing_of_meta_data_follows_events(make_imds, clock):
+    """The directory of a spot notice is listed in meta-data/ from the time of the notice on."""
+    imds = make_imds("[events]\nspot-interruption = +90s stop\n")
+
+    assert "spot/" not in value(imds, META).split("\n")
+    clock.now += 90
+    assert "spot/" in value(imds, META).split("\n")
+
+
+def test_times_count_from_the_reload(make_imds, clock):
+    """After a reload +90s is ninety seconds after the reload."""
+    clock.now += 1000
+
+    imds = make_imds("[events]\nrebalance-recommendation = +90s\n")
+    clock.now += 90
+
+    assert value(imds, REBALANCE) == '{"noticeTime": "%s"}' % utc(clock.now)
+
+
+@pytest.mark.parametrize("step", [3600, 86400])
+def test_clock_that_is_set_back_before_an_event(make_imds, clock, step):
+    """When the clock is set back before the time of an event, the event is not there yet."""
+    imds = make_imds("[events]\nrebalance-recommendation = +60s\n")
+    clock.now += 60
+    assert value(imds, REBALANCE)
+
+    clock.now -= step
+
+    assert value(imds, REBALANCE) is None
+
+
+def test_no_events_by_default(make_imds, clock):
+    """Nothing happens to an instance unless the configuration says so."""
+    imds = make_imds()
+
+    clock.now += 10 * 86400
+
+    assert [value(imds, path) for path in (SPOT, TERMINATION, REBALANCE, STATE)] == [None] * 4
+    assert (value(imds, SCHEDULED), value(imds, HISTORY)) == ("[]", "[]")
+
+
+def test_own_value_outlasts_an_event(make_imds, clock):
+    """A path that the user took away does not come back with an event."""
+    imds = make_imds("[metadata]\nspot =\n[events]\nspot-interruption = +90s terminate\n")
+
+    clock.now += 90
+
+    assert value(imds, META + "spot") is None
+
+
+# Faults: which requests.
+
+@pytest.mark.parametrize("pattern, path, suffers", [
+    ("/latest/*", "/latest/meta-data/mac", True),
+    ("/latest/*", "/latest/api/token", True),
+    ("/latest/*", "/v2/credentials/x", False),
+    ("/*", "/", True),
+    ("*", "/", None),
+    ("/latest/meta-data/mac", "/latest/meta-data/mac", True),
+    ("/latest/meta-data/mac", "/latest/meta-data/macs", False),
+    ("/latest/meta-data/mac", "/latest/meta-data/mac/", True),
+    ("/latest/meta-data/mac", "/2021-03-23/meta-data//mac?x=1", True),
+    ("/latest/meta-data/m.c", "/latest/meta-data/mac", False),
+    ("/latest/meta-data/*-id", "/latest/meta-data/ami-id", True),
+    ("/latest/meta-data/*-id", "/latest/meta-data/network/interfaces/x/vpc-id", True),
+    ("/latest/meta-data/*-id", "/latest/meta-data/ami-ids", False),
+    ("/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials/", True),
+    ("/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials", True),
+    ("/latest/meta-data/iam/*", "/latest/meta-data/iam/security-credentials/BaseIAMRole", True),
+    ("/2021-03-23/meta-data/mac", "/latest/meta-data/mac", True),
+    ("/no/such/path", "/no/such/path", True),
+])
+def test_pattern(make_imds, check, pattern, path, suffers):
+    """A pattern is a path in which * stands for anything; it means the path, in whatever form it is asked for."""
+    if suffers is None:
+        assert check("[faults]\nx = %s status 503\n" % pattern)[0] == 1
+        return
+    imds = make_imds("[faults]\nx = %s status 503\n" % pattern)
+
+    assert (ask(imds, path).status == 503) is suffers
+
+
+@pytest.mark.parametrize("window, hits", [
+    ("", [-9, 0, 1, 29, 30, 49, 50, 99999]),
+    ("from +30s", [30, 49, 50, 99999]),
+    ("for 30s", [0, 1, 29]),
+    ("from +30s for 20s", [30, 49]),
+    ("for 20s from +30s", [30, 49]),
+    ("from 2026-12-01T08:00:30Z for 20s", [30, 49]),
+    ("from +0s for 0s", []),
+])
+def test_window(window, hits):
+    """A fault strikes from its time on, for as long as it says, by default always."""
+    made = Fault("x", fault("/* status 503 " + window), 1796112000)
+
+    assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999) if made.strikes("/x", 1796112000 + second)] == hits
+
+
+def test_times():
+    """A fault with a number of times strikes so often and then no more, other paths not counted."""
+    made = Fault("x", fault("/x status 503 times 2"), 0)
+
+    assert [made.strikes(path, 1) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [False, True, False, True, False, False]
+
+
+def test_times_count_in_the_window_only():
+    """Requests before the window do not use a fault up."""
+    made = Fault("x", fault("/x status 503 from +30s times 1"), 0)
+
+    assert [made.strikes("/x", second) for second in (0, 29, 30, 31)] == [False, False, True, False]
+
+
+def test_probability():
+    """A fault with a probability strikes so often, the same requests in each run."""
+    def run(name):
+        made = Fault(name, fault("/* status 503 probability 0.2"), 0)
+        return [made.strikes("/x", 1) for _ in range(1000)]
+
+    assert 150 < sum(run("slow")) < 250
+    assert run("slow") == run("slow") != run("other")
+
+
+def test_probability_of_one():
+    """A fault with probability 1 always strikes."""
+    made = Fault("x", fault("/* status 503 probability 1"), 0)
+
+    assert all(made.strikes("/x", 1) for _ in range(100))
+
+
+def test_times_count_what_was_struck_by_chance():
+    """With a probability the number of times counts the requests that suffer."""
+    made = Fault("x", fault("/* status 503 probability 0.5 times 3"), 0)
+
+    assert sum(made.strikes("/x", 1) for _ in range(1000)) == 3
+
+
+# Faults: what happens.
+
+@pytest.mark.parametrize("status, body", [
+    (500, '{"error": "internal server error"}'), (503, '{"error": "service unavailable"}'),
+    (429, '{"error": "too many requests"}'), (404, '{"error": "not found"}'), (400, '{"error": "bad request"}'),
+    (403, '{"error": "forbidden"}'), (599, '{"error": "unknown"}')])
+def test_status(make_imds, status, body):
+    """A fault answers with its status, in the form of other errors."""
+    answer = ask(make_imds("[faults]\nx = /latest/* status %d\n" % status), META + "mac")
+
+    assert (answer.status, answer.body) == (status, body)
+
+
+@pytest.mark.parametrize("method, path", [
+    ("GET", META + "mac"), ("HEAD", META + "mac"), ("OPTIONS", META + "mac"), ("PUT", "/latest/api/token"),
+    ("GET", "/no/such/path"), ("GET", "/v2/credentials/BaseIAMRole"), ("GET", "/latest/user-data"), ("GET", "/")])
+def test_status_of_every_request(make_imds, method, path):
+    """A fault meets every method and every path, those that are not there too."""
+    assert ask(make_imds("[faults]\nx = /* status 503\n"), path, method).status == 503
+
+
+def test_status_comes_before_the_session_token(make_imds):
+    """A fault strikes before a session token is looked at, as an outage does."""
+    imds = make_imds("[metadata-options]\nhttp-tokens = required\n[faults]\nx = /latest/* status 503\n")
+
+    assert ask(imds, META + "mac").status == 503
+
+
+def test_delay(make_imds):
+    """A delayed request is asked again after its delay, and then answered."""
+    delayed = handler(make_imds("[faults]\nx = /latest/* delay 1500ms\n"), META + "mac")
+
+    with pytest.raises(Postponed) as postponed:
+        delayed.respond()
+    assert postponed.value.seconds == 1.5
+    assert Answer(delayed.respond()).status == 200
+
+
+def test_delay_and_status(make_imds):
+    """A fault can delay a request and then refuse it; delays of several faults add up."""
+    delayed = handler(make_imds("[faults]\nx = /latest/* delay 1s status 503\ny = /latest/* delay 2s\n"), META + "mac")
+
+    with pytest.raises(Postponed) as postponed:
+        delayed.respond()
+    assert postponed.value.seconds == 3
+    assert Answer(delayed.respond()).status == 503
+
+
+def test_delayed_request_is_counted_once(make_imds):
+    """A delayed request uses up one time of a fault, not one more when it is asked again."""
+    imds = make_imds("[faults]\nx = /latest/* delay 1s times 2\n")
+
+    for _ in range(2):
+        delayed = handler(imds, META + "mac")
+        with pytest.raises(Postponed):
+            delayed.respond()
+        assert Answer(delayed.respond()).status == 200
+    assert ask(imds, META + "mac").status == 200
+
+
+@pytest.mark.parametrize("action, reset", [("reset", True), ("no-answer", False)])
+def test_dropped(make_imds, action, reset):
+    """A request can be dropped, by a reset or without a word."""
+    with pytest.raises(Dropped) as dropped:
+        ask(make_imds("[faults]\nx = /latest/* %s\n" % action), META + "mac")
+
+    assert dropped.value.reset is reset
+
+
+def test_first_status_wins(make_imds):
+    """Of two faults that refuse a request the first one in the file does."""
+    imds = make_imds("[faults]\nb = /latest/* status 503\na = /latest/meta-data/* status 500\n")
+
+    assert ask(imds, META + "mac").status == 503
+
+
+@pytest.mark.parametrize("path", [CREDENTIALS, META + "identity-credentials/ec2/security-credentials/ec2-instance",
+                                  META + "iam/security-credentials-extended/BaseIAMRole"])
+def test_code(make_imds, path):
+    """Credentials can be replaced by a document with another Code, which has no keys."""
+    imds = make_imds("[credentials]\nextended = yes\n[faults]\nx = /latest/* code AssumeRoleUnauthorizedAccess\n")
+    answer = ask(imds, path)
+
+    assert answer.status == 200
+    assert sorted(answer.document) == ["Code", "LastUpdated", "Message"]
+    assert answer.document["Code"] == "AssumeRoleUnauthorizedAccess"
+    assert answer.document["LastUpdated"] == "2026-12-01T08:00:00Z"
+
+
+def test_code_of_iam_info(make_imds):
+    """iam/info can have another Code, as it has without an instance profile."""
+    imds = make_imds("[faults]\nx = /latest/meta-data/iam/info code InstanceProfileNotFound\n")
+
+    assert ask(imds, META + "iam/info").document["Code"] == "InstanceProfileNotFound"
+
+
+@pytest.mark.parametrize("path", [META + "instance-id", META + "iam/security-credentials", META + "placement/region",
+                                  "/latest/dynamic/instance-identity/document"])
+def test_code_is_for_credentials(make_imds, path):
+    """Another Code for everything leaves what has no Code as it is."""
+    assert value(make_imds("[faults]\nx = /latest/* code Failed\n"), path) == value(make_imds(), path)
+
+
+def test_code_of_container_credentials(make_imds):
+    """At the container endpoint another Code is a refusal in its form."""
+    answer = ask(make_imds("[faults]\nx = /v2/* code AccessDenied\n"), "/v2/credentials/BaseIAMRole")
+
+    assert answer.status == 400
+    assert sorted(answer.document) == ["Code", "Message"]
+    assert answer.document["Code"] == "AccessDenied"
+
+
+@pytest.mark.parametrize("path", [CREDENTIALS, "/v2/credentials/BaseIAMRole"])
+def test_expired(make_imds, clock, path):
+    """Credentials can come expired: the same keys with times in the past."""
+    whole = ask(make_imds("[credentials]\n%s" % STATIC), path).document
+
+    expired = ask(make_imds("[credentials]\n%s[faults]\nx = /* expired\n" % STATIC), path).document
+
+    assert expired["Expiration"] < utc(clock.now)
+    assert [expired[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")] == [
+        whole[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")]
+
+
+def test_expired_leaves_other_paths(make_imds):
+    """Expired credentials are the only thing that is expired."""
+    assert value(make_imds("[faults]\nx = /* expired\n"), META + "iam/info") == value(make_imds(), META + "iam/info")
+
+
+def test_expired_for_a_while(make_imds, clock):
+    """Credentials are good again when the fault is over."""
+    imds = make_imds("[credentials]\n%s[faults]\nx = /* expired for 5m\n" % STATIC)
+    expired = ask(imds, CREDENTIALS).body
+
+    clock.now += 300
+
+    assert ask(imds, CREDENTIALS).body != expired
+
+
+def test_refused_token(make_imds):
+    """A good session token can be refused; requests without one are answered."""
+    imds = make_imds("[faults]\nx = /latest/* refuse-token\n")
+
+    assert ask(imds, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status == 401
+    assert ask(imds, META + "mac").status == 200
+
+
+def test_token_refused_once(make_imds):
+    """A session token refused once is refused to the first request that carries one, whatever came before."""
+    imds = make_imds("[faults]\nx = /latest/* refuse-token times 1\n")
+    assert ask(imds, "/latest/api/token", "PUT", **{TTL_HEADER.replace("-", "_"): 60}).status == 200
+    assert ask(imds, META + "mac").status == 200
+
+    answers = [ask(imds, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status for _ in range(3)]
+
+    assert answers == [401, 200, 200]
+
+
+# Faults on the wire.
+
+FAULTS = """
+[faults]
+slow    = /latest/meta-data/hostname delay 700ms
+reset   = /latest/meta-data/profile reset
+silent  = /latest/meta-data/system no-answer
+once    = /latest/meta-data/ami-id status 503 times 1
+denied  = /latest/meta-data/mac status 429
+token   = /latest/api/token reset times 1
+"""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """A service with faults."""
+    with Service(tmp_path_factory.mktemp("faulty"), FAULTS) as running:
+        yield running
+
+
+def test_delay_holds_up_its_own_request_only(faulty):
+    """While one request waits another one is answered."""
+    with faulty.connect() as slow:
+        slow.sendall(b"GET /latest/meta-data/hostname HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+        assert faulty.get(META + "instance-id")[0] == 200
+        assert select.select([slow], [], [], 0)[0] == []
+
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_reset(faulty):
+    """A reset is one: the client gets ECONNRESET."""
+    with pytest.raises(ConnectionResetError):
+        faulty.request("GET", META + "profile")
+
+
+def test_no_answer(faulty):
+    """Without an answer the connection stays open, and others are served."""
+    with faulty.connect(timeout=0.2) as silent:
+        silent.sendall(b"GET /latest/meta-data/system HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+        with pytest.raises(socket.timeout):
+            silent.recv(1)
+        assert faulty.get(META + "instance-id")[0] == 200
+
+
+def test_connection_after_a_fault(faulty):
+    """After a status by a fault the connection goes on, and after its times the path is good."""
+    got = faulty.raw(b"GET /latest/meta-data/ami-id HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2
+                     + b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+    assert re.findall(rb"HTTP/1\.1 (\d+)", got) == [b"503", b"200", b"200"]
+
+
+def test_token_that_is_reset_once(faulty):
+    """The next try after a reset on the token PUT has a token that works."""
+    with pytest.raises(ConnectionResetError):
+        faulty.token()
+
+    assert faulty.get(META + "instance-id", faulty.token())[0] == 200
+
+
+def test_fault_in_the_log(faulty):
+    """The log says of a refusal that the configuration asked for it."""
+    faulty.get(META + "mac")
+
+    assert wait_for(lambda: re.search(r'meta-data/mac HTTP/1\.1" 429 .* a fault of the configuration', faulty.log()))
+
+
+def test_faults_end_with_a_reload(serve):
+    """A reload without faults ends them."""
+    service = serve("[faults]\nx = /latest/* status 503\n")
+    assert service.get(META + "mac")[0] == 503
+
+    service.reload("")
+
+    assert service.get(META + "mac")[0] == 200
+
+
+# Container credentials, further roles, the extended path.
+
+ROLES = "[credentials]\n%s[role Build]\nlifetime = 30m\n[role team+x=1,y.z@home-1]\n" % STATIC
+DOCUMENT_KEYS = ["RoleArn", "AccessKeyId", "SecretAccessKey", "Token", "Expiration", "AccountId"]
+
+
+@pytest.mark.parametrize("role", ["BaseIAMRole", "Build", "team+x=1,y.z@home-1"])
+def test_container_credentials(make_imds, role):
+    """Each role has its credentials in the form of ECS, with its ARN."""
+    found = ask(make_imds(ROLES), "/v2/credentials/" + role).document
+
+    assert list(found) == DOCUMENT_KEYS
+    assert (found["RoleArn"], found["AccountId"]) == ("arn:aws:iam::123456789012:role/" + role, "123456789012")
+
+
+def test_container_credentials_are_those_of_the_instance(make_imds):
+    """The role of the instance has the same keys at both endpoints."""
+    imds = make_imds()
+    container, instance = [ask(imds, path).document for path in ("/v2/credentials/BaseIAMRole", CREDENTIALS)]
+
+    assert {key: instance[key] for key in DOCUMENT_KEYS[1:5]} == {key: container[key] for key in DOCUMENT_KEYS[1:5]}
+
+
+def test_each_role_has_keys_of_its_own(make_imds):
+    """Two roles have different keys."""
+    imds = make_imds(ROLES)
+
+    assert len({ask(imds, "/v2/credentials/" + role).document["AccessKeyId"] for role in ("BaseIAMRole", "Build")}) == 2
+
+
+def test_role_with_a_source_of_its_own(make_imds):
+    """A further role takes its keys from its own source."""
+    imds = make_imds("[role Build]\n%s" % STATIC)
+
+    assert ask(imds, "/v2/credentials/Build").document["AccessKeyId"] == "AKIAIOSFODNN7EXAMPLE"
+    assert ask(imds, "/v2/credentials/BaseIAMRole").document["AccessKeyId"].startswith("ASIA")
+
+
+@pytest.mark.parametrize("path", ["/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance", "/v2",
+                                  "/v2/credentials/Build/x", "/latest/meta-data/iam/security-credentials/Build",
+                                  "/v2/credentials/base-iam-role"])
+def test_no_such_container_credentials(make_imds, path):
+    """What is no role of the configuration is not found; further roles are not the instance's."""
+    assert ask(make_imds(ROLES), path).status == 404
+
+
+def test_form_of_an_unknown_role(make_imds):
+    """An unknown role is refused in the form of the container endpoint."""
+    assert sorted(ask(make_imds(), "/v2/credentials/Other").document) == ["Code", "Message"]
+
+
+def test_container_without_instance_profile(make_imds):
+    """Without a role of the instance further roles are served all the same."""
+    imds = make_imds("[credentials]\nrole =\n[role Build]\n")
+
+    assert ask(imds, "/v2/credentials/BaseIAMRole").status == 404
+    assert ask(imds, "/v2/credentials/Build").status == 200
+    assert ask(imds, META + "iam").status == 404
+
+
+@pytest.mark.parametrize("given, status", [
+    ({"Authorization": "Basic c2VjcmV0"}, 200), ({"authorization": "Basic c2VjcmV0"}, 200), ({}, 401),
+    ({"Authorization": ""}, 401), ({"Authorization": "c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV0x"}, 401),
+    ({"Authorization": "basic c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV"}, 401),
+    ({"Authorization": "caf\u00e9"}, 401), ({"X_Authorization": "Basic c2VjcmV0"}, 401)])
+def test_authorization(make_imds, given, status):
+    """The container endpoint wants the token of the configuration, to the letter, in Authorization."""
+    imds = make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n")
+
+    assert ask(imds, "/v2/credentials/BaseIAMRole", **given).status == status
+
+
+def test_authorization_that_is_not_asked_for(make_imds):
+    """Without a token in the configuration any Authorization will do."""
+    assert ask(make_imds(), "/v2/credentials/BaseIAMRole", Authorization="whatever").status == 200
+
+
+def test_refusal_of_the_container_endpoint(make_imds):
+    """A refusal has Code and Message, and nothing of the token."""
+    answer = ask(make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n"), "/v2/credentials/BaseIAMRole")
+
+    assert sorted(answer.document) == ["Code", "Message"]
+    assert "c2VjcmV0" not in answer.body
+
+
+def test_unknown_role_is_not_told_without_authorization(make_imds):
+    """Which roles there are is told to those only who have the token."""
+    imds = make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n")
+
+    assert ask(imds, "/v2/credentials/Other").status == 401
+
+
+def test_authorization_is_for_the_container_endpoint(make_imds):
+    """The metadata tree does not ask for the token of the container endpoint."""
+    assert ask(make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n"), CREDENTIALS).status == 200
+
+
+def test_container_needs_no_session_token(make_imds):
+    """Where session tokens are required the container endpoint does without."""
+    imds = make_imds("[metadata-options]\nhttp-tokens = required\n")
+
+    assert ask(imds, "/v2/credentials/BaseIAMRole").status == 200
+    assert ask(imds, CREDENTIALS).status == 401
+    assert ask(imds, CREDENTIALS, **{TOKEN_HEADER: TOKENS.issue(60)}).status == 200
+
+
+def test_failed_source_at_the_metadata_endpoint(make_imds):
+    """Without credentials the answer is 200 with another Code and a Message, and without keys."""
+    answer = ask(make_imds("[credentials]\nsource = profile\nfile = /nowhere\n"), CREDENTIALS)
+
+    assert answer.status == 200
+    assert list(answer.document) == ["Code", "Message", "LastUpdated"]
+    assert answer.document["Code"] == "Failed"
+
+
+def test_failed_source_at_the_container_endpoint(make_imds):
+    """Without credentials the container endpoint answers 503 with Code and Message."""
+    answer = ask(make_imds("[credentials]\nsource = profile\nfile = /nowhere\n"), "/v2/credentials/BaseIAMRole")
+
+    assert answer.status == 503
+    assert sorted(answer.document) == ["Code", "Message"]
+
+
+def test_extended_path_by_default(make_imds):
+    """The extended path is 404 unless asked for: clients fall back on exactly that."""
+    imds = make_imds()
+
+    for path in "iam/security-credentials-extended", "iam/security-credentials-extended/BaseIAMRole":
+        assert ask(imds, META + path).status == 404
+
+
+def test_extended_path(make_imds):
+    """The extended path lists the role and gives its credentials with the account id."""
+    imds = make_imds("[credentials]\nextended = yes\n[instance]\naccount-id = 111122223333\n")
+    extended = ask(imds, META + "iam/security-credentials-extended/BaseIAMRole").document
+
+    assert value(imds, META + "iam/security-credentials-extended/") == "BaseIAMRole"
+    assert extended == dict(ask(imds, CREDENTIALS).document, AccountId="111122223333")
+
+
+def test_extended_path_without_role(make_imds):
+    """Without a role there is no extended path either."""
+    imds = make_imds("[credentials]\nextended = yes\nrole =\n")
+
+    assert ask(imds, META + "iam/security-credentials-extended").status == 404
