@@ -1,0 +1,75 @@
+#!/bin/sh
+# Set up what the tests need and run them: all but those on booted boxes (tests/test_box.py), unless asked for.
+# Usage: sh tests/run.sh [PYTEST ARGUMENT...]
+#   sh tests/run.sh                                 everything that a few minutes allow
+#   sh tests/run.sh -k token                        some of it
+#   sh tests/run.sh tests/test_box.py               the booted boxes; needs root and debootstrap
+#   PYTHON=/opt/python3.7 sh tests/run.sh           with another Python than python3
+# Takes pytest and hypothesis from a venv below .venv where that works, else from Debian's packages (as root).
+set -eu
+
+PYTHON=${PYTHON:-python3}
+
+say() {
+    echo "tests/run.sh: $*"
+}
+
+die() {
+    say "$*" >&2
+    exit 1
+}
+
+has_packages() {
+    "$1" -c "import pytest, hypothesis" >/dev/null 2>&1
+}
+
+make_venv() {
+    say "making $VENV with pytest and hypothesis"
+    "$PYTHON" -m venv --clear "$VENV" >/dev/null 2>&1 &&
+        "$VENV/bin/python" -m pip --disable-pip-version-check install -q -r tests/requirements.txt >/dev/null 2>&1 &&
+        has_packages "$VENV/bin/python"
+}
+
+install_packages() {
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
+    say "no venv to be had; installing Debian's python3-pytest and python3-hypothesis"
+    apt-get -qq update >/dev/null 2>&1 || true
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        python3-pytest python3-hypothesis >/dev/null 2>&1
+}
+
+# Set TESTER to a Python that has what the tests need; Debian's packages come with Debian's Python.
+find_tester() {
+    for TESTER in "$VENV/bin/python" "$PYTHON"; do
+        ! has_packages "$TESTER" || return 0
+    done
+    TESTER=$VENV/bin/python
+    ! make_venv || return 0
+    rm -rf "$VENV"
+    TESTER=/usr/bin/python3
+    if [ "$PYTHON" = python3 ]; then
+        ! has_packages "$TESTER" || return 0
+        ! install_packages || ! has_packages "$TESTER" || return 0
+    fi
+    die "no pytest and hypothesis: $PYTHON makes no venv with them, and Debian's packages are not there." \
+        "As root: apt-get install python3-venv (or python3-pytest python3-hypothesis); then run this again."
+}
+
+names_a_test() {
+    for argument; do
+        [ ! -e "${argument%%::*}" ] || return 0
+    done
+    return 1
+}
+
+main() {
+    cd "$(dirname "$0")/.."
+    command -v "$PYTHON" >/dev/null || die "$PYTHON is not installed. As root: apt-get install python3"
+    VENV=.venv/$("$PYTHON" -c "import sys; print('%d.%d' % sys.version_info[:2])")
+    find_tester
+    say "testing with $("$TESTER" --version) ($TESTER)"
+    names_a_test "$@" || set -- --ignore=tests/test_box.py tests "$@"
+    exec "$TESTER" -m pytest "$@"
+}
+
+main "$@"
