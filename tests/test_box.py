@@ -1,0 +1,1253 @@
+"""The product on real Debian boxes, booted in namespaces (see box.py): installed, used, broken, removed.
+
+Most tests run on a box with sysvinit and on one with systemd. Each gets a fresh box, but those that leave the service
+as they found it share one (`shared`). They need root and debootstrap.
+"""
+import contextlib
+import json
+import re
+
+import pytest
+
+from box import Box, KINDS, Neighbour, difference, root_fs, why_not
+from service import check_lines, wait_for
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
+
+INITS = ("sysvinit", "systemd")
+INSTALL = "sh fake-metadata/install.sh"
+UNINSTALL = "sh fake-metadata/uninstall.sh"
+PURGE = UNINSTALL + " --purge"
+CHECK = "sh /apps/fake-metadata/install.sh --check"
+SERVICE = "service fake-metadata "
+CONFIG = "/etc/fake-metadata.conf"
+INTERFACES = "/etc/network/interfaces"
+LOG = "/mnt/logs/fake-metadata/server.log"
+RULES = "/etc/network/iptables.rules"
+META_DATA = "http://169.254.169.254/latest/meta-data/"
+AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups "
+GET = "curl -sS --fail --max-time 5 "
+PID = "pgrep -u fake-metadata python3"  # not the command of a credential source
+RULE = ("OUTPUT -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m comment --comment fake-metadata "
+        "-j REDIRECT --to-ports 8000")
+
+# What an SDK does: a session token, the role, its credentials.
+ROUND_TRIP = """
+token=$({get} -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token) || exit
+ask() {{ {get} -H "X-aws-ec2-metadata-token: $token" "{url}iam/security-credentials/$1"; }}
+ask "$(ask)"
+""".format(get=GET, url=META_DATA)
+
+# Asks through the address until /run/load.stop is there (a minute at most), then prints how that went. Every other
+# request is on a connection of its own, and each has a User-Agent of its own to be found in the log.
+LOAD = r"""
+import http.client, json, os, sys, threading, time
+
+answered, failures, times = [], [], []
+deadline = time.monotonic() + 60
+
+def ask(name):
+    connection, number = None, 0
+    while not os.path.exists("/run/load.stop") and time.monotonic() < deadline:
+        number += 1
+        agent = "load-%s-%d" % (name, number)
+        try:
+            if connection is None or number % 2:
+                connection = http.client.HTTPConnection("169.254.169.254", 80, timeout=5)
+            connection.request("GET", "/latest/meta-data/instance-id", headers={"User-Agent": agent})
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status != 200:
+                raise OSError("status %d" % answer.status)
+            answered.append(agent)
+            times.append(time.monotonic())
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(repr(error))
+            connection = None
+
+threads = [threading.Thread(target=ask, args=(name,)) for name in range(int(sys.argv[1]))]
+for thread in threads:
+    thread.start()
+open("/run/load.begun", "w").close()
+for thread in threads:
+    thread.join()
+times.sort()
+gaps = [later - earlier for earlier, later in zip(times, times[1:])]
+print(json.dumps({"answered": answered, "failures": failures, "longest gap": max(gaps)}))
+"""
+
+
+@pytest.fixture
+def boot(tmp_path):
+    """Boot boxes with a copy of the product: boot(kind); all gone at the end of the test."""
+    with contextlib.ExitStack() as boxes:
+        def boot_one(kind):
+            box = boxes.enter_context(Box(kind, tmp_path))
+            box.copy_product()
+            return box
+        yield boot_one
+
+
+@pytest.fixture(params=INITS)
+def box(request, boot):
+    """A fresh box."""
+    return boot(request.param)
+
+
+@pytest.fixture
+def installed(box):
+    """A fresh box with the product installed."""
+    box.ok(INSTALL)
+    return box
+
+
+@pytest.fixture
+def sysvinit(boot):
+    """A fresh box for what does not depend on the init system."""
+    return boot("sysvinit")
+
+
+@pytest.fixture
+def ready(sysvinit):
+    """The same, installed."""
+    sysvinit.ok(INSTALL)
+    return sysvinit
+
+
+@pytest.fixture(scope="module", params=INITS)
+def shared_box(request, tmp_path_factory):
+    with Box(request.param, tmp_path_factory.mktemp("shared")) as box:
+        box.copy_product()
+        box.ok(INSTALL)
+        yield box
+
+
+@pytest.fixture
+def shared(shared_box):
+    """An installed box with the service running, for tests that leave configuration and files as they were."""
+    shared_box.ok(SERVICE + "start")
+    return shared_box
+
+
+@pytest.fixture(params=sorted(KINDS))
+def any_box(request, boot):
+    """A fresh box of every kind."""
+    return boot(request.param)
+
+
+def test_a_root_fs_is_built_once():
+    """A kind of box has one root file system, kept for the next run."""
+    assert root_fs("sysvinit") == root_fs("sysvinit")
+
+
+def credentials(box):
+    """Return the credentials that the box finds as an SDK does."""
+    return json.loads(box.ok(ROUND_TRIP))
+
+
+def serves(box):
+    return box.run(ROUND_TRIP).code == 0
+
+
+def fact(box, path):
+    return box.ok(GET + META_DATA + path)
+
+
+def configure(box, text):
+    box.write(CONFIG, text, "640")
+    box.ok("chgrp fake-metadata " + CONFIG)
+
+
+def own_rules(box):
+    """Return how many copies of our rule the two backends have."""
+    snapshot = box.snapshot()
+    return tuple(sum("fake-metadata" in rule for rule in snapshot[backend])
+                 for backend in ("iptables-nft", "iptables-legacy"))
+
+
+def is_network_right(box):
+    return "169.254.169.254/32" in box.ok("ip -4 addr show dev lo") and sum(own_rules(box)) == 1
+
+
+def without_log(lines):
+    """Return a difference without the lines about the log, which every request changes."""
+    return [line for line in lines if LOG not in line]
+
+
+@contextlib.contextmanager
+def load(box, threads):
+    """Ask through the address for as long as the block lasts; the dict has the results after it."""
+    report = {}
+    box.write("/root/load.py", LOAD)
+    box.ok("rm -f /run/load.*; python3 /root/load.py %d >/run/load.json 2>&1 </dev/null &" % threads)
+    wait_for(lambda: box.run("test -e /run/load.begun").code == 0, what="the load")
+    yield report
+    box.ok("touch /run/load.stop")
+    wait_for(lambda: box.run("test -s /run/load.json").code == 0, 30, "the end of the load")
+    report.update(json.loads(box.read("/run/load.json")))
+
+
+# ---- installed
+
+
+def test_install_says_what_runs_where(box):
+    """The installer ends with a round-trip, what runs where, and the next command."""
+    last = box.ok(INSTALL).splitlines()[-4:]
+    assert "IMDSv2" in last[0] and "ASIA" not in last[0], last
+    assert "8000" in last[1] and LOG in last[2], last
+    assert re.match(r"Next: (curl|service) ", last[3]), last
+
+
+def test_credentials_through_the_address(shared):
+    """An IMDSv2 round-trip through 169.254.169.254 brings credentials."""
+    found = credentials(shared)
+    assert found["Code"] == "Success" and found["AccessKeyId"].startswith("ASIA")
+
+
+def test_imdsv1_through_the_address(shared):
+    """A plain GET through 169.254.169.254 is answered."""
+    assert re.match(r"i-[0-9a-f]{17}$", fact(shared, "instance-id"))
+
+
+def test_every_user_is_served(shared):
+    """An ordinary user reaches the service."""
+    shared.ok(AS_NOBODY + GET + META_DATA)
+
+
+def test_boto3_needs_no_variable(ready):
+    """boto3 finds the credentials of the role with nothing set."""
+    script = "import boto3; found = boto3.Session().get_credentials(); print(found.method, found.access_key[:4])"
+    assert ready.ok("python3 -c '%s'" % script) == "iam-role ASIA\n"
+
+
+def test_who_runs(shared):
+    """The service runs once, as its own user without further groups, in / and with umask 027."""
+    pid, = shared.ok(PID).split()
+    status = shared.ok("cat /proc/%s/status" % pid)
+    group = shared.ok("id -g fake-metadata").strip()
+    assert re.search(r"^Umask:\s+0027$", status, re.M)
+    assert re.search(r"^Groups:\s*(%s)?\s*$" % group, status, re.M), status
+    assert shared.ok("readlink /proc/%s/cwd" % pid) == "/\n"
+
+
+def test_listens_on_loopback_only(shared):
+    """The only socket is 127.0.0.1:8000."""
+    assert shared.ok("ss -Hltun").split()[4:5] == ["127.0.0.1:8000"]
+    assert len(shared.ok("ss -Hltun").splitlines()) == 1
+
+
+def test_address_and_rule(shared):
+    """169.254.169.254/32 is on lo with scope host, and the rule is there once."""
+    assert "inet 169.254.169.254/32 scope host lo" in shared.ok("ip -o addr show dev lo")
+    assert shared.snapshot()["iptables-nft"] == ["-A " + RULE]
+
+
+def test_owners_and_modes(shared):
+    """What root installs is root's, whoever copied it here; only the log is the service's."""
+    assert shared.ok("find /apps /mnt/logs /etc /run/fake-metadata* -newer /etc/hostname -uid 1000") == ""
+    assert shared.ok("find /apps /mnt/logs -perm /022 ! -type l") == ""
+    assert shared.ok("stat -c '%U:%G %a' " + LOG) == "fake-metadata:adm 640\n"
+    assert shared.ok("stat -c '%U:%G %a' /mnt/logs/fake-metadata") == "root:root 755\n"
+    assert shared.ok("readlink -f /apps/fake-metadata/logs") == "/mnt/logs/fake-metadata\n"
+
+
+def test_service_cannot_write_its_program(shared):
+    """Of what was installed the service can write nothing but its log."""
+    writable = shared.ok("setpriv --reuid fake-metadata --regid fake-metadata --clear-groups "
+                         "find /apps /mnt /etc -writable ! -type l 2>/dev/null; true")
+    assert writable.split() == [LOG]
+
+
+def test_configuration_comes_commented(shared):
+    """The installed configuration and environment have every line commented, and are not the world's to read."""
+    for path in (CONFIG, "/etc/default/fake-metadata"):
+        assert not [line for line in shared.read(path).splitlines() if not re.match(r"#|\[|$", line)]
+        assert shared.ok("stat -c %U:%a " + path) == "root:640\n"
+
+
+def test_folder_can_be_deleted(installed):
+    """Once installed, the copied folder is no longer needed: not to run, not to check, not to uninstall."""
+    installed.ok("rm -rf fake-metadata && " + SERVICE + "restart && " + SERVICE + "check")
+    installed.ok("sh /apps/fake-metadata/uninstall.sh --purge && test ! -e /apps")
+
+
+def test_second_install_changes_nothing(installed):
+    """A second install leaves every file, rule and process as it is, even the running one."""
+    before, pid = installed.snapshot(), installed.ok(PID)
+    installed.ok(INSTALL)
+    assert without_log(difference(before, installed.snapshot())) == []
+    assert installed.ok(PID) == pid
+
+
+def test_install_from_the_installed_copy(installed):
+    """The remedy that --check names works: the installed copy of install.sh installs."""
+    before = installed.snapshot()
+    installed.ok("ip addr del 169.254.169.254/32 dev lo; sh /apps/fake-metadata/install.sh")
+    assert without_log(difference(before, installed.snapshot())) == []
+
+
+def test_edits_survive_a_second_install(ready):
+    """What the admin wrote in the configuration, the environment and the rules file stays."""
+    edits = {CONFIG: "[instance]\ninstance-type = m7g.large\n", "/etc/default/fake-metadata": "EC2_LOCAL_IPV4=192.0.2.7\n",
+             RULES: ready.read(RULES).replace("*nat\n", "# mine\n*nat\n")}
+    for path, text in edits.items():
+        ready.ok("cat >" + path, stdin=text)
+    ready.ok(INSTALL)
+    assert {path: ready.read(path) for path in edits} == edits
+
+
+def abort(box, tool, call):
+    """Run the installer and kill it, as by a lost connection, at one call of a tool."""
+    box.write("/root/shims/" + tool, """#!/bin/sh
+echo x >>/root/calls
+[ "$(grep -c x /root/calls)" -lt {1} ] || kill -9 0
+PATH={2} exec {0} "$@"
+""".format(tool, call, "/usr/sbin:/usr/bin:/sbin:/bin"), "755")
+    result = box.run("PATH=/root/shims:$PATH setsid --wait " + INSTALL)
+    box.ok("rm -rf /root/shims/* /root/calls")
+    assert result.code != 0, "the installer calls %s less often than %d times" % (tool, call)
+
+
+@pytest.mark.parametrize("tool, call", [
+    ("useradd", 1), ("chmod", 1), ("chmod", 4), ("chmod", 9), ("mv", 7), ("update-rc.d", 1), ("invoke-rc.d", 1)])
+def test_half_an_install_is_finished_or_removed(box, tool, call):
+    """After an install that was killed anywhere, a second one finishes, and uninstall leaves no trace."""
+    box.ok("mkdir /root/shims")
+    before = box.snapshot()
+    abort(box, tool, call)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+    abort(box, tool, call)
+    box.ok(INSTALL)
+    assert serves(box)
+    box.ok(CHECK)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+def test_upgrade(box):
+    """An upgrade replaces the program, keeps the admin's edits, and costs less than a second without answers."""
+    box.copy_product("old")
+    box.ok("sed -i 's/^VERSION = .*/VERSION = \"0.0\"/' old/fake_metadata.py && echo '# old' >>old/init.d/fake-metadata"
+           " && sed -i 's/^Description=.*/Description=old/' old/init.d/fake-metadata.service && sh old/install.sh")
+    configure(box, "[instance]\ninstance-type = m7g.large\n")
+    box.ok(SERVICE + "reload")
+    pid = box.ok(PID)
+    with load(box, threads=1) as report:
+        box.ok(INSTALL)
+    assert report["longest gap"] < 1, report["failures"]
+    assert box.ok(PID) != pid
+    assert "0.0" not in box.ok("python3 /apps/fake-metadata/fake_metadata.py --version")
+    assert box.run("grep -rqE '^# old|=old$' /etc/init.d/fake-metadata /etc/systemd /apps").code == 1
+    assert fact(box, "instance-type") == "m7g.large"
+
+
+def test_upgrade_then_purge_leaves_no_trace(box):
+    """What an older copy installed is removed by the newer one."""
+    before = box.snapshot()
+    box.ok("echo '# old' >>fake-metadata/init.d/fake-metadata && echo '# old' >>fake-metadata/fake_metadata.py && "
+           "echo '# old' >>fake-metadata/init.d/fake-metadata.conf && " + INSTALL)
+    box.copy_product()
+    box.ok(INSTALL)
+    box.ok(PURGE)
+    box.copy_product()
+    assert difference(before, box.snapshot()) == []
+
+
+# ---- options of the installer
+
+
+def test_dry_run_changes_nothing(box):
+    """--dry-run changes nothing, and names every file that the installation then writes."""
+    before = box.snapshot()
+    said = box.ok(INSTALL + " --dry-run")
+    assert difference(before, box.snapshot()) == []
+    box.ok(INSTALL)
+    after = difference(before, box.snapshot())
+    for line in after:
+        path = re.match(r"\+ files: (/(?:etc|apps)/\S+) 100", line)
+        if path and "fake-metadata" in path.group(1):
+            assert path.group(1) in said, path.group(1)
+    for word in ("user fake-metadata", "169.254.169.254", INTERFACES, "start"):
+        assert word in said, word
+
+
+def test_dry_run_of_a_second_install(installed):
+    """Where all is installed --dry-run has nothing to say."""
+    assert "would" not in installed.ok(INSTALL + " --dry-run")
+
+
+def test_no_start(box):
+    """--no-start installs a service that does not run until it is told to, or until the next boot."""
+    box.ok(INSTALL + " --no-start")
+    assert box.run(PID).code == 1
+    box.ok(SERVICE + "start")
+    assert serves(box)
+    box.ok(SERVICE + "stop")
+    box.reboot()
+    assert serves(box)
+
+
+def test_folders_and_port(box):
+    """APP_DIR, LOG_DIR and PORT hold for the service, the rule, a second install and the removal."""
+    before = box.snapshot()
+    box.ok("APP_DIR=/opt/imds LOG_DIR=/srv/log/imds PORT=8123 " + INSTALL)
+    assert "127.0.0.1:8123" in box.ok("ss -Hltn")
+    box.ok("test -s /srv/log/imds/server.log && test ! -e /apps && test ! -e /mnt/logs")
+    box.ok(INSTALL + " && sh /opt/imds/install.sh --check")
+    box.ok("logrotate -f /etc/logrotate.d/fake-metadata && test -e /srv/log/imds/server.log.1")
+    box.reboot()
+    assert serves(box)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+def test_port_can_be_changed(ready):
+    """A second install with another PORT moves the service and the rule."""
+    ready.ok("PORT=8001 " + INSTALL)
+    assert serves(ready)
+    assert "127.0.0.1:8001" in ready.ok("ss -Hltn") and "127.0.0.1:8000" not in ready.ok("ss -Hltn")
+    assert own_rules(ready) == (1, 0)
+
+
+# ---- refusals: one line that says what to do, and nothing changed
+
+TAKE_PORT = ("(cd / && exec python3 -m http.server --bind 127.0.0.1 8000 >/dev/null 2>&1 </dev/null &) && "
+             "until ss -Hltn | grep -q :8000; do :; done")
+FREE_PORT = "pkill -f '[h]ttp.server' && while ss -Hltn | grep -q :8000; do :; done"
+AMAZON = ("unshare --mount sh -c 'mount -t tmpfs tmpfs /sys/class && mkdir -p /sys/class/dmi/id && "
+          "echo Amazon EC2 >/sys/class/dmi/id/sys_vendor && exec \"$@\"' - ")
+REFUSALS = {
+    "not root": ("", "cp -r fake-metadata /tmp/copy && chmod -R a+rX /tmp/copy && " + AS_NOBODY + "sh /tmp/copy/install.sh",
+                 "rm -rf /tmp/copy", "root"),
+    "no python3": ("mv /usr/bin/python3 /root/", INSTALL, "mv /root/python3 /usr/bin/", "apt-get install python3"),
+    "old python3": ("mv /usr/bin/python3 /root/ && printf '#!/bin/sh\necho Python 3.6.9\nexit 1\n' >/usr/bin/python3 && "
+                    "chmod 755 /usr/bin/python3", INSTALL, "mv /root/python3 /usr/bin/", "3.7"),
+    "no ip": ("mv /usr/bin/ip /root/ && rm /usr/sbin/ip", INSTALL, "mv /root/ip /usr/bin/ && ln -s /bin/ip /usr/sbin/ip",
+              "apt-get install iproute2"),
+    "no iptables": ("mv /usr/sbin/iptables /root/", INSTALL, "mv /root/iptables /usr/sbin/", "apt-get install iptables"),
+    "port taken": (TAKE_PORT, INSTALL, FREE_PORT, "8000"),
+    "real EC2": ("", AMAZON + INSTALL, "", "--force"),
+    "foreign rules": ("mkdir -p /etc/network && echo '*filter' >" + RULES, INSTALL, "rm " + RULES, RULES),
+    "no such port": ("", "PORT=http " + INSTALL, "", "PORT"),
+    "relative folder": ("", "APP_DIR=apps " + INSTALL, "", "absolute"),
+    "file missing": ("mv fake-metadata/iptables.rules /root/", INSTALL, "mv /root/iptables.rules fake-metadata/",
+                     "iptables.rules"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REFUSALS))
+def test_refusal(sysvinit, case):
+    """What stands in the way is refused with one line that says what to do; nothing is changed."""
+    prepare, command, undo, word = REFUSALS[case]
+    before = sysvinit.snapshot()
+    sysvinit.ok(prepare or "true")
+    result = sysvinit.run(command)
+    sysvinit.ok(undo or "true")
+    assert result.code == 1 and len(result.err.splitlines()) == 1 and word in result.err, result
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+def test_unknown_option_is_a_usage_error(sysvinit):
+    """An unknown option is refused with exit code 2."""
+    assert sysvinit.run(INSTALL + " --instal").code == 2
+
+
+def test_force_on_a_real_instance(box):
+    """--force installs on a real EC2 instance."""
+    box.ok(AMAZON + INSTALL + " --force")
+    assert serves(box)
+
+
+def test_policy_rc_d_is_obeyed(box):
+    """Where policy-rc.d forbids starts, as in image builds, it installs without starting and says so."""
+    box.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", "755")
+    assert "service fake-metadata start" in box.ok(INSTALL)
+    assert box.run(PID).code == 1
+
+
+# ---- /etc/network/interfaces
+
+STANDARD = b"source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n\nallow-hotplug eth0\niface eth0 inet dhcp\n"
+FILES = {
+    "standard": STANDARD,
+    "empty": b"",
+    "without lo": b"# interfaces(5) file\nsource /etc/network/interfaces.d/*\n",
+    "lo commented": b"#auto lo\n#iface lo inet loopback\n",
+    "CRLF": STANDARD.replace(b"\n", b"\r\n"),
+    "tabs": b"auto\tlo\niface\tlo\tinet\tloopback\n\tmtu 65536\n\niface eth0 inet manual\n",
+    "no final newline": b"auto lo\niface lo inet loopback",
+    "no final newline elsewhere": b"auto lo\niface lo inet loopback\n\niface eth0 inet manual",
+    "without lo nor final newline": b"# nothing",
+    "options of its own": b"auto lo\niface lo inet loopback\n    up true\n    down true\n\niface lo inet6 loopback\n",
+    "twice": b"auto lo\niface lo inet loopback\niface lo inet loopback\n    up true\n",
+    "continued": b"auto \\\n  lo\niface lo inet loopback\n    up echo \\\n  iface lo inet loopback\n",
+    "only newlines": b"\n\n\n",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_interfaces_comes_back_byte_for_byte(sysvinit, name):
+    """Whatever stands in interfaces, it serves after a reboot, and uninstall gives back every byte, owner and mode."""
+    sysvinit.write(INTERFACES, FILES[name], "640")
+    sysvinit.ok("chgrp adm " + INTERFACES)
+    before = sysvinit.snapshot()
+    sysvinit.ok(INSTALL)
+    assert sysvinit.read(INTERFACES).count("fake-metadata begin") == 1
+    sysvinit.ok(INSTALL + " && ifquery --list")
+    sysvinit.reboot()
+    assert serves(sysvinit) and is_network_right(sysvinit)
+    sysvinit.ok(PURGE)
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+@pytest.mark.parametrize("name", ["standard", "without lo"])
+def test_ifupdown_sets_up_the_network_itself(sysvinit, name):
+    """With the service disabled, interfaces alone brings the address and the rule at boot."""
+    sysvinit.write(INTERFACES, FILES[name])
+    sysvinit.ok(INSTALL + " && update-rc.d fake-metadata disable")
+    sysvinit.reboot()
+    assert sysvinit.run(PID).code == 1 and is_network_right(sysvinit)
+
+
+def test_interfaces_missing(sysvinit):
+    """A box with ifupdown but no interfaces file is served, and gets none."""
+    sysvinit.ok("rm " + INTERFACES)
+    before = sysvinit.snapshot()
+    sysvinit.ok(INSTALL)
+    assert serves(sysvinit)
+    sysvinit.ok(PURGE)
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+def test_interfaces_that_is_a_link(sysvinit):
+    """A link stays a link, and the file it leads to comes back."""
+    sysvinit.ok("mv {0} /etc/my-interfaces && ln -s ../my-interfaces {0}".format(INTERFACES))
+    before = sysvinit.snapshot()
+    sysvinit.ok(INSTALL + " && test -L " + INTERFACES)
+    sysvinit.ok(PURGE)
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+def test_hand_edits_after_installation_stay(ready):
+    """Lines that the admin adds around the block are there after a second install and after uninstall."""
+    text = ready.read(INTERFACES)
+    ready.write(INTERFACES, "# above\n" + text + "\r\niface eth7 inet manual\n\t# below")
+    ready.ok(INSTALL)
+    ready.ok(UNINSTALL)
+    original = ready.ok("cat " + INTERFACES)
+    assert original.startswith("# above\n") and original.endswith("\r\niface eth7 inet manual\n\t# below")
+    assert "fake-metadata" not in original
+
+
+@pytest.mark.parametrize("marker", [0, -1])
+def test_unbalanced_markers_are_refused(sysvinit, marker):
+    """A block whose first or last line is gone stops the installer before it changes anything, and uninstall leaves it."""
+    bare = sysvinit.read(INTERFACES).splitlines(True)
+    sysvinit.ok(INSTALL)
+    lines = sysvinit.read(INTERFACES).splitlines(True)
+    block = [line for line in lines if line not in bare]
+    sysvinit.ok(PURGE)
+    broken = "".join(line for line in lines if line != block[marker])
+    sysvinit.write(INTERFACES, broken)
+    before = sysvinit.snapshot()
+    result = sysvinit.run(INSTALL)
+    assert result.code == 1 and len(result.err.splitlines()) == 1 and INTERFACES in result.err, result
+    assert difference(before, sysvinit.snapshot()) == []
+    sysvinit.ok(PURGE)
+    assert sysvinit.read(INTERFACES) == broken
+
+
+def test_lo_down_and_up(installed):
+    """ifdown and ifup of lo bring the address back, and no second rule."""
+    installed.ok("ifdown --force lo; ifup --force lo")
+    assert serves(installed) and is_network_right(installed)
+
+
+# ---- the service
+
+
+def test_status(shared):
+    """status is 0 while it runs and 3 once it is stopped, for an ordinary user too."""
+    assert shared.run(SERVICE + "status").code == 0
+    assert shared.run(AS_NOBODY + SERVICE + "status").code == 0
+    shared.ok(SERVICE + "stop")
+    assert shared.run(SERVICE + "status").code == 3
+    assert shared.run(AS_NOBODY + SERVICE + "status").code == 3
+
+
+def test_start_twice(shared):
+    """start of a running service exits 0 and leaves the one process that is there."""
+    pid = shared.ok(PID)
+    shared.ok(SERVICE + "start")
+    assert shared.ok(PID) == pid
+
+
+def test_stop_twice(shared):
+    """stop of a stopped service exits 0."""
+    shared.ok(SERVICE + "stop && " + SERVICE + "stop")
+
+
+def test_start_returns_when_it_answers(shared):
+    """Whoever asks right after start, restart or reload is answered."""
+    shared.ok(SERVICE + "stop")
+    for action in ("start", "restart", "reload", "restart", "restart"):
+        shared.ok(SERVICE + action + " && " + GET + META_DATA)
+
+
+def test_stop_waits(shared):
+    """When stop returns the process, the socket and the pid file are gone."""
+    shared.ok(SERVICE + "stop")
+    assert shared.run(PID).code == 1 and shared.ok("ss -Hltn") == ""
+    assert shared.run("ls /run/fake-metadata/pid").code != 0
+
+
+def test_restart(shared):
+    """restart starts a new process, and starts a stopped one."""
+    pid = shared.ok(PID)
+    shared.ok(SERVICE + "restart")
+    assert shared.ok(PID) != pid
+    shared.ok(SERVICE + "stop && " + SERVICE + "restart")
+    assert serves(shared)
+
+
+@pytest.mark.parametrize("action", ["reload", "force-reload"])
+def test_reload_keeps_the_process(shared, action):
+    """reload and force-reload keep the process."""
+    pid = shared.ok(PID)
+    shared.ok(SERVICE + action)
+    assert shared.ok(PID) == pid
+
+
+def test_try_restart(shared):
+    """try-restart restarts what runs and leaves alone what does not."""
+    pid = shared.ok(PID)
+    shared.ok(SERVICE + "try-restart")
+    assert shared.ok(PID) != pid
+    shared.ok(SERVICE + "stop && " + SERVICE + "try-restart")
+    assert shared.run(PID).code == 1
+
+
+def test_reload_when_stopped(shared):
+    """reload of a stopped service fails: with 7, but systemctl has only its 1."""
+    shared.ok(SERVICE + "stop")
+    assert shared.run(SERVICE + "reload").code == (7 if shared.kind == "sysvinit" else 1)
+
+
+def test_unknown_action(shared):
+    """An unknown action exits 3, none at all 2."""
+    assert shared.run(SERVICE + "dance").code == 3
+    assert shared.run("/etc/init.d/fake-metadata").code == 2
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "restart", "reload", "force-reload"])
+def test_only_root(shared, action):
+    """Any action but status exits 4 for an ordinary user, and does nothing."""
+    pid = shared.ok(PID)
+    assert shared.run(AS_NOBODY + SERVICE + action).code == 4
+    assert shared.ok(PID) == pid
+
+
+def test_lsb_header(shared):
+    """The init script has the header that update-rc.d and insserv want."""
+    header = shared.ok("sed -n '/BEGIN INIT INFO/,/END INIT INFO/p' /etc/init.d/fake-metadata")
+    for line in (r"Provides:\s+fake-metadata", r"Required-Start:.*\$network", r"Required-Stop:", r"Default-Start:\s+2 3 4 5",
+                 r"Default-Stop:\s+0 1 6", r"Short-Description:"):
+        assert re.search(line, header), line
+
+
+def test_starts_at_boot(shared):
+    """The links for the runlevels are there, and under systemd the unit is enabled."""
+    assert shared.ok("ls /etc/rc2.d/S*fake-metadata /etc/rc6.d/K*fake-metadata")
+    if shared.kind == "systemd":
+        assert shared.ok("systemctl is-enabled fake-metadata") == "enabled\n"
+
+
+def test_removed_program_is_no_error(shared):
+    """The init script of a removed package exits 0 without a word."""
+    result = shared.run("mv /apps/fake-metadata/fake_metadata.py /root/; sh /etc/init.d/fake-metadata start; code=$?; "
+                        "mv /root/fake_metadata.py /apps/fake-metadata/; exit $code")
+    assert result == (0, "", "")
+
+
+@pytest.mark.parametrize("action", ["start", "restart", "reload"])
+def test_bad_configuration(installed, action):
+    """With a bad configuration nothing is started or stopped; the message names section and key."""
+    if action == "start":
+        installed.ok(SERVICE + "stop")
+    before = installed.run(PID)
+    configure(installed, "[instance]\nbogus = 1\n")
+    result = installed.run(SERVICE + action)
+    said = result.err + installed.run("journalctl --no-pager -u fake-metadata").out
+    assert result.code == 1 and re.search(r"\[instance\] bogus", said), (result, said)
+    if action != "restart" or installed.kind == "sysvinit":
+        assert installed.run(PID) == before
+    configure(installed, "")
+    installed.ok(SERVICE + ("start" if action == "start" else "reload"))
+    assert serves(installed)
+
+
+def test_reload_reads_the_configuration(installed):
+    """What is written in the configuration is served after reload."""
+    configure(installed, "[instance]\ninstance-type = m7g.large\n")
+    installed.ok(SERVICE + "reload")
+    wait_for(lambda: fact(installed, "instance-type") == "m7g.large", 3, "the new configuration")
+
+
+def test_environment_file(installed):
+    """What is written in /etc/default is served after restart; without the file it starts, too."""
+    installed.ok("echo 'EC2_LOCAL_HOSTNAME=my.example' >/etc/default/fake-metadata && " + SERVICE + "restart")
+    assert fact(installed, "public-hostname") == "my.example"
+    installed.ok("rm /etc/default/fake-metadata && " + SERVICE + "restart")
+    assert serves(installed)
+
+
+def test_port_taken(installed):
+    """start fails at once with the reason when the port is taken, leaves nothing, and works once it is free."""
+    installed.ok(SERVICE + "stop && " + TAKE_PORT)
+    result = installed.run(SERVICE + "start", timeout=10)
+    said = result.out + result.err + installed.run("journalctl --no-pager -u fake-metadata").out
+    assert result.code == 1 and "in use" in said, (result, said)
+    assert installed.run("ls /run/fake-metadata/pid").code != 0
+    installed.ok(FREE_PORT)
+    installed.ok(SERVICE + "start")
+    assert serves(installed)
+
+
+def test_dead_with_pid_file(ready):
+    """After kill -9 status is 1, and start, which finds a stale pid file, starts it again."""
+    ready.ok("kill -9 $(%s)" % PID)
+    wait_for(lambda: ready.run(SERVICE + "status").code == 1, what="status 1")
+    assert ready.run(AS_NOBODY + SERVICE + "status").code == 1
+    ready.ok(SERVICE + "start")
+    assert serves(ready)
+
+
+def test_systemd_restarts_what_was_killed(boot):
+    """After kill -9 systemd brings it back by itself."""
+    box = boot("systemd")
+    box.ok(INSTALL + " && kill -9 $(%s)" % PID)
+    wait_for(lambda: serves(box), 10, "an answer")
+
+
+@pytest.mark.parametrize("action, status", [("stop", 3), ("restart", 0), ("start", 0)])
+def test_recycled_pid(ready, action, status):
+    """A pid file that names another's process harms neither: that lives on, and the action does what it says."""
+    ready.ok("kill -9 $(%s) && pgrep -x cron >/run/fake-metadata/pid" % PID)
+    assert ready.run(SERVICE + "status").code == 1
+    ready.ok(SERVICE + action + " && pgrep -x cron")
+    assert ready.run(SERVICE + "status").code == status
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n", "999999999\n", "1\n", "-1\n"])
+def test_broken_pid_file(ready, content):
+    """Nonsense in the pid file stops neither stop nor start."""
+    ready.ok("kill -9 $(%s); cat >/run/fake-metadata/pid" % PID, stdin=content)
+    ready.ok(SERVICE + "start")
+    assert serves(ready)
+
+
+def test_run_is_emptied(installed):
+    """What is missing below /run is made again by a restart."""
+    installed.ok(SERVICE + "stop; rm -rf /run/fake-metadata; " + SERVICE + "start")
+    assert serves(installed)
+
+
+@pytest.mark.parametrize("action", ["start", "restart", "reload"])
+def test_flushed_network_is_repaired(any_box, action):
+    """start, restart and reload put back the address and the rule (under systemd start of what runs does nothing)."""
+    any_box.ok(INSTALL + " && iptables -t nat -F && ip addr del 169.254.169.254/32 dev lo")
+    if action == "start" and any_box.kind != "sysvinit":
+        any_box.ok(SERVICE + "stop")
+    any_box.ok(SERVICE + action)
+    assert serves(any_box) and is_network_right(any_box)
+
+
+def test_doubled_rule_is_repaired(ready):
+    """Of several copies of the rule, in both backends, restart leaves one."""
+    ready.ok("iptables-nft -t nat -A {0} && iptables-legacy -t nat -A {0} && {1} restart".format(RULE, SERVICE))
+    assert sum(own_rules(ready)) == 1
+
+
+def test_foreign_rules_survive(any_box):
+    """Rules and chains of others, as Docker's, are untouched by install, restart and uninstall."""
+    any_box.ok("iptables -t nat -N DOCKER && iptables -t nat -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER && "
+               "iptables -A INPUT -p tcp --dport 9 -j DROP && iptables-legacy -t nat -A POSTROUTING -j ACCEPT")
+    before = any_box.snapshot()
+    any_box.ok(INSTALL + " && " + SERVICE + "restart && " + SERVICE + "reload")
+    during = any_box.snapshot()
+    assert not [line for line in difference(before, during) if line.startswith("- iptables")]
+    any_box.ok(PURGE)
+    assert difference(before, any_box.snapshot()) == []
+
+
+def test_process_source(installed):
+    """A command of the admin's that keeps a cache and reads a home folder works as the source of credentials."""
+    found = {"Version": 1, "AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "secret", "SessionToken": "token"}
+    installed.write("/home/dev/mine.json", json.dumps(found))
+    installed.write("/usr/local/bin/mine", "#!/bin/sh\ncp /home/dev/mine.json /tmp/mine.cache && cat /tmp/mine.cache\n", "755")
+    configure(installed, "[credentials]\nsource = process\ncommand = /usr/local/bin/mine\n")
+    installed.ok(SERVICE + "restart")
+    assert credentials(installed)["AccessKeyId"] == "ASIAIOSFODNN7EXAMPLE"
+
+
+# ---- logs
+
+ROTATE = "logrotate -f /etc/logrotate.d/fake-metadata"
+
+
+def test_rotation_under_load(installed):
+    """Rotated five times under load, no request fails and no line is lost or split."""
+    with load(installed, threads=4) as report:
+        for _ in range(5):
+            installed.ok(ROTATE)
+    installed.ok(SERVICE + "stop")  # and with it what is still to be written
+    text = installed.ok("cd /mnt/logs/fake-metadata && zcat -f server.log*")
+    assert report["failures"] == [] and len(report["answered"]) > 100
+    check_lines(text)
+    assert sorted(re.findall(r'"(load-\d+-\d+)"$', text, re.M)) == sorted(report["answered"])
+    assert installed.ok("ls /mnt/logs/fake-metadata | wc -l") == "6\n"
+
+
+def test_rotation_keeps_seven(installed):
+    """Seven old logs are kept, all but the newest of them compressed, and the new one is the service's."""
+    for _ in range(9):
+        installed.ok(GET + META_DATA + " && " + ROTATE)
+        wait_for(lambda: "reload" in installed.read(LOG), what="the reload in the log")
+    names = installed.ok("ls /mnt/logs/fake-metadata").split()
+    assert sorted(names) == ["server.log", "server.log.1"] + ["server.log.%d.gz" % number for number in range(2, 8)]
+    assert installed.ok("stat -c '%U:%G %a' " + LOG) == "fake-metadata:adm 640\n"
+
+
+def test_rotation_is_silent(shared):
+    """logrotate, as cron runs it, says nothing and exits 0."""
+    assert shared.run("logrotate /etc/logrotate.conf") == (0, "", "")
+
+
+def test_rotation_with_the_service_stopped(installed):
+    """logrotate exits 0 with the service down, and does not start it."""
+    installed.ok(SERVICE + "stop")
+    assert installed.run(ROTATE) == (0, "", "")
+    assert installed.run(PID).code == 1
+    installed.ok(SERVICE + "start")
+
+
+def test_rotation_after_uninstall(installed):
+    """logrotate exits 0 after an uninstall that kept the logs."""
+    installed.ok(UNINSTALL)
+    assert installed.run("test -s %s* && logrotate -f /etc/logrotate.conf" % LOG) == (0, "", "")
+
+
+def log_has(box, agent):
+    """Tell whether a request made now is in the log."""
+    box.ok(GET + "-A " + agent + " " + META_DATA)
+    return wait_for(lambda: box.run("grep -q %s %s" % (agent, LOG)).code == 0, 3, agent + " in the log")
+
+
+def test_disk_full(installed):
+    """With the disk of the log full it serves on; it logs again once there is room."""
+    folder = "/mnt/logs/fake-metadata"
+    installed.ok("mount -t tmpfs -o size=256k,mode=755 tmpfs {0} && {1} restart && "
+                 "dd if=/dev/zero of={0}/filler bs=1k 2>&-; df {0}".format(folder, SERVICE))
+    installed.ok("for i in $(seq 200); do %s %s || exit 1; done" % (GET, META_DATA))
+    installed.ok("rm %s/filler && %s reload" % (folder, SERVICE))
+    assert log_has(installed, "after")
+
+
+def test_log_is_a_folder(installed):
+    """With the log replaced by a folder it reloads, restarts and serves; it logs again once that is gone."""
+    installed.ok("rm {0} && mkdir {0} && {1} reload".format(LOG, SERVICE))
+    assert serves(installed)
+    installed.ok(SERVICE + "restart")
+    assert serves(installed)
+    installed.ok("rmdir %s && %s reload" % (LOG, SERVICE))
+    assert log_has(installed, "after")
+
+
+@pytest.mark.parametrize("gone", ["/mnt/logs/fake-metadata", "/mnt/logs"])
+@pytest.mark.parametrize("action", ["reload", "restart"])
+def test_log_folder_gone(installed, gone, action):
+    """With the log folder gone it serves on, and reload or restart makes it anew."""
+    installed.ok("rm -rf " + gone)
+    assert serves(installed)
+    installed.ok(SERVICE + action)
+    assert log_has(installed, "after")
+    assert installed.ok("stat -c '%U:%G %a' " + LOG) == "fake-metadata:adm 640\n"
+
+
+def test_a_link_planted_for_the_log(ready):
+    """A log that someone replaced by a link to root's file does not change that file's owner."""
+    ready.ok("rm {0} && ln -s /etc/shadow {0} && {1} restart; rm {0}".format(LOG, SERVICE))
+    assert ready.ok("stat -c %U:%G /etc/shadow") == "root:shadow\n"
+
+
+# ---- boots
+
+
+def test_reboot(any_box):
+    """After a reboot it serves without a word, with one address and one rule."""
+    any_box.ok(INSTALL)
+    any_box.reboot()
+    assert serves(any_box) and is_network_right(any_box)
+    any_box.ok(SERVICE + "check")
+
+
+def test_power_cut(any_box):
+    """After a power cut it serves again."""
+    any_box.ok(INSTALL)
+    any_box.power_cut()
+    any_box.boot()
+    assert serves(any_box) and is_network_right(any_box)
+
+
+def test_power_cut_during_the_installation(box):
+    """A box whose power failed during the installation boots, and a second run finishes."""
+    box.ok("mkdir /root/shims")
+    abort(box, "update-rc.d", 1)
+    box.power_cut()
+    box.boot()
+    box.ok(INSTALL + " && " + CHECK)
+
+
+def test_empty_log_disk_at_boot(installed):
+    """Where /mnt is empty after each boot, as on instance storage, the log folder is made again."""
+    installed.ok("rm -rf /mnt/logs")
+    installed.reboot()
+    assert log_has(installed, "after")
+
+
+def test_token_outlives_a_restart(shared):
+    """A session token is still good after restart: SDKs hold theirs for hours."""
+    token = shared.ok(GET + "-X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token")
+    shared.ok(SERVICE + "restart")
+    shared.ok(GET + "-H 'X-aws-ec2-metadata-token: %s' %s" % (token, META_DATA))
+
+
+def test_neighbour_on_the_lan_gets_nothing(any_box):
+    """A neighbour on the LAN gets no answer, neither at the box's address nor through a route to 169.254.169.254."""
+    any_box.ok(INSTALL)
+    with Neighbour(any_box) as neighbour:
+        any_box.ok("cd / && python3 -m http.server 9999 >/dev/null 2>&1 </dev/null &")
+        control = neighbour.run(GET + "--retry 5 --retry-connrefused http://%s:9999/etc/hostname" % neighbour.BOX)
+        assert control.out == "box\n", control
+        for url in ("http://%s:8000/" % neighbour.BOX, "http://%s/" % neighbour.BOX, "http://169.254.169.254/",
+                    "http://169.254.169.254:8000/"):
+            result = neighbour.run("curl -sS --max-time 2 " + url)
+            assert result.code in (7, 28) and result.out == "", (url, result)
+    assert serves(any_box)
+
+
+# ---- other boxes
+
+
+def legacy(box):
+    box.ok("update-alternatives --set iptables /usr/sbin/iptables-legacy")
+
+
+def test_iptables_legacy(box):
+    """Where iptables is iptables-legacy the rule is there, once, also after a reboot, and leaves no trace."""
+    legacy(box)
+    before = box.snapshot()
+    box.ok(INSTALL)
+    assert serves(box) and own_rules(box) == (0, 1)
+    box.reboot()
+    assert serves(box) and own_rules(box) == (0, 1)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+def test_switched_backend(ready):
+    """After a switch of the backend there is still one rule, and uninstall clears both backends."""
+    legacy(ready)
+    ready.ok(SERVICE + "restart && " + INSTALL)
+    assert serves(ready) and sum(own_rules(ready)) == 1
+    ready.ok("iptables-nft -t nat -A {0}; iptables-legacy -t nat -A {0}; {1}".format(RULE, UNINSTALL))
+    assert own_rules(ready) == (0, 0)
+
+
+def test_box_without_ifupdown(boot):
+    """Without ifupdown no interfaces file appears; a reboot serves; purge leaves no trace."""
+    box = boot("no-ifupdown")
+    before = box.snapshot()
+    box.ok(INSTALL + " && test ! -e " + INTERFACES)
+    box.reboot()
+    assert serves(box)
+    box.ok("networkctl reload && systemctl restart systemd-networkd")
+    assert serves(box)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+SUPERVISORS = {"daemontools": ("/service", "svscan /service", "svc -h /service/fake-metadata"),
+               "runit": ("/etc/service", "runsvdir /etc/service", "sv hup /etc/service/fake-metadata")}
+
+
+@pytest.fixture(params=sorted(SUPERVISORS))
+def supervised(request, sysvinit):
+    """A box with daemontools or runit at work; with a box, the command that sends HUP."""
+    folder, command, hup = SUPERVISORS[request.param]
+    sysvinit.ok("mkdir -p {0}; cd / && setsid {1} >/dev/null 2>&1 </dev/null &".format(folder, command))
+    return sysvinit, hup
+
+
+def test_supervised(supervised):
+    """Under a supervisor it is installed, served, brought back after kill -9, and removed without a trace."""
+    box, _ = supervised
+    before = box.snapshot()
+    box.ok(INSTALL + " --supervise")
+    assert serves(box)
+    assert box.ok("ps -o user= -C python3") == "fake-metadata\n"
+    box.ok("kill -9 $(%s)" % PID)
+    wait_for(lambda: serves(box), 10, "an answer")
+    box.ok(INSTALL + " --supervise && " + CHECK)
+    box.ok(PURGE)
+    wait_for(lambda: difference(before, box.snapshot()) == [], 10, "%s == []" % difference(before, box.snapshot()))
+
+
+def test_supervised_hangup(supervised):
+    """The supervisor's HUP opens the log again."""
+    box, hup = supervised
+    box.ok(INSTALL + " --supervise && mv {0} {0}.1 && install -o fake-metadata -g adm -m 640 /dev/null {0} && {1}"
+           .format(LOG, hup))
+    wait_for(lambda: box.run("test -s " + LOG).code == 0, 3, "a new log")
+    assert log_has(box, "after")
+
+
+def test_supervised_actions(supervised):
+    """service start, stop, restart, reload and status work under a supervisor, with the same exit codes."""
+    box, _ = supervised
+    box.ok(INSTALL + " --supervise")
+    codes = []
+    for action in ("status", "stop", "status", "stop", "reload", "start", "start", "status", "restart", "reload", "status"):
+        codes.append((action, box.run(SERVICE + action).code))
+        if action in ("start", "restart"):
+            assert serves(box)
+    assert codes == [("status", 0), ("stop", 0), ("status", 3), ("stop", 0), ("reload", 7), ("start", 0), ("start", 0),
+                     ("status", 0), ("restart", 0), ("reload", 0), ("status", 0)]
+
+
+@pytest.mark.parametrize("command, status", [("supervise", "svstat"), ("runsv", "sv status")])
+def test_run_script(ready, command, status):
+    """The run script alone, in a folder of one's own, works under supervise and under runsv."""
+    ready.ok(SERVICE + "stop && mkdir /root/imds && cp fake-metadata/init.d/fake-metadata.run /root/imds/run && "
+             "chmod 755 /root/imds/run; cd / && setsid %s /root/imds >/dev/null 2>&1 </dev/null &" % command)
+    wait_for(lambda: serves(ready), 10, "an answer")
+    assert re.search(r"up \(|run:", ready.ok(status + " /root/imds"))
+    assert ready.ok("ps -o user= -C python3") == "fake-metadata\n"
+
+
+# ---- install.sh --check
+
+
+def test_check_finds_nothing(shared):
+    """On a sound box check finds nothing, changes nothing, and tells when the credentials rotate."""
+    before = shared.snapshot()
+    said = shared.ok(CHECK)
+    assert without_log(difference(before, shared.snapshot())) == []
+    assert re.search(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", said) and "ASIA" not in said
+    shared.ok(SERVICE + "check")
+
+
+def test_check_before_installation(sysvinit):
+    """check before the installation finds that nothing is there, and does not change that."""
+    before = sysvinit.snapshot()
+    result = sysvinit.run(INSTALL + " --check")
+    assert result.code == 1 and "fake-metadata" in result.out + result.err
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+FINDINGS = {
+    "stopped": (SERVICE + "stop", {}, "stopped"),
+    "killed": ("kill -9 $(%s)" % PID, {}, "died"),
+    "address": ("ip addr del 169.254.169.254/32 dev lo", {}, "169.254.169.254/32"),
+    "rule": ("iptables -t nat -F OUTPUT", {}, "redirect"),
+    "rule twice": ("iptables -t nat -A " + RULE, {}, "more than once"),
+    "rule in the other backend too": ("iptables-legacy -t nat -A " + RULE, {}, "more than once"),
+    "configuration": ("printf '[instance]\\nbogus = 1\\n' >" + CONFIG, {}, "[instance] bogus"),
+    "port": (SERVICE + "stop; " + TAKE_PORT, {}, "port 8000"),
+    "source": ("printf '[credentials]\\nsource = process\\ncommand = /bin/false\\n' >%s; %s restart" % (CONFIG, SERVICE), {},
+               "credentials"),
+    "tokens refused": ("printf '[metadata-options]\\nhttp-endpoint = disabled\\n' >%s; %s restart" % (CONFIG, SERVICE), {},
+                       "403"),
+    "not at boot": ("rm /etc/rc?.d/*fake-metadata", {}, "boot"),
+    "interfaces": ("echo >" + INTERFACES, {}, INTERFACES),
+    "program": ("echo >>/apps/fake-metadata/iptables.rules; echo >/etc/init.d/fake-metadata.new; "
+                "rm /etc/logrotate.d/fake-metadata", {}, "/etc/logrotate.d/fake-metadata"),
+    "key variable": ("", {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, "AWS_ACCESS_KEY_ID"),
+    "profile variable": ("", {"AWS_PROFILE": "prod"}, "AWS_PROFILE"),
+    "disabled": ("", {"AWS_EC2_METADATA_DISABLED": "true"}, "AWS_EC2_METADATA_DISABLED"),
+    "proxy": ("", {"http_proxy": "http://192.0.2.1:3128"}, "NO_PROXY"),
+    "credentials file": ("mkdir -p /root/.aws; printf '[default]\\naws_access_key_id = AKIA\\n' >/root/.aws/credentials", {},
+                         "/root/.aws/credentials"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FINDINGS))
+def test_check_finding(ready, name):
+    """What is broken, and what shadows the service, is found in a line with a remedy; nothing is changed."""
+    command, variables, words = FINDINGS[name]
+    ready.ok(command or "true")
+    before = ready.snapshot()
+    result = ready.run(CHECK, env=variables)
+    findings = [line for line in result.out.splitlines() if words in line and "remedy" in line]
+    assert result.code == 1 and findings, result
+    assert without_log(difference(before, ready.snapshot())) == []
+
+
+def test_proxy_with_exception_is_no_finding(shared):
+    """A proxy whose NO_PROXY names the address is no finding."""
+    shared.ok(CHECK, env={"http_proxy": "http://192.0.2.1:3128", "no_proxy": "localhost,169.254.169.254"})
+
+
+def test_check_without_root(shared):
+    """Without root check says what it could not see, and still makes the round-trip."""
+    result = shared.run(AS_NOBODY + CHECK, env={"HOME": "/nonexistent"})
+    assert result.code == 0 and "root" in result.out and "IMDSv2" in result.out, result
+
+
+# ---- uninstall.sh
+
+
+def test_no_trace(any_box):
+    """After install and purge files, addresses, rules, users, processes and ports are what they were."""
+    before = any_box.snapshot()
+    any_box.ok(INSTALL)
+    any_box.ok(PURGE)
+    assert difference(before, any_box.snapshot()) == []
+
+
+def test_no_trace_after_a_life(any_box):
+    """The same after restarts, reloads, a rotation, a reboot and a second install."""
+    before = any_box.snapshot()
+    any_box.ok(INSTALL + " && " + SERVICE + "restart && " + SERVICE + "reload && " + ROTATE)
+    any_box.reboot()
+    any_box.ok(INSTALL + " && " + SERVICE + "stop && " + SERVICE + "start")
+    any_box.ok(PURGE)
+    assert difference(before, any_box.snapshot()) == []
+    any_box.reboot()
+    assert difference(before, any_box.snapshot()) == []
+
+
+def test_no_trace_in_systemd(boot):
+    """systemd no longer knows the unit, and nothing has failed."""
+    box = boot("systemd")
+    box.ok(INSTALL)
+    box.ok(PURGE)
+    assert "fake-metadata" not in box.ok("systemctl list-units --all --no-legend; systemctl list-unit-files --no-legend")
+    assert box.ok("systemctl is-system-running") == "running\n"
+
+
+def test_uninstall_dry_run(installed):
+    """uninstall.sh --dry-run changes nothing."""
+    before = installed.snapshot()
+    assert installed.ok(PURGE + " --dry-run")
+    assert difference(before, installed.snapshot()) == []
+
+
+def test_uninstall_twice(box):
+    """uninstall with nothing installed exits 0 and changes nothing, before and after."""
+    before = box.snapshot()
+    box.ok(UNINSTALL)
+    assert difference(before, box.snapshot()) == []
+    box.ok(INSTALL)
+    box.ok("cp fake-metadata/uninstall.sh /root/; %s && %s; rm /root/uninstall.sh" % (PURGE, PURGE))
+    assert difference(before, box.snapshot()) == []
+
+
+def test_uninstall_keeps_logs_and_edits(installed):
+    """Without --purge the logs and an edited configuration stay, and it says so; a later purge takes them."""
+    configure(installed, "[instance]\ninstance-type = m7g.large\n")
+    said = installed.ok(UNINSTALL)
+    assert CONFIG in said and LOG in said and "--purge" in said
+    assert installed.read(CONFIG) == "[instance]\ninstance-type = m7g.large\n"
+    installed.ok("test -s %s && test ! -e /apps && test ! -e /etc/default/fake-metadata" % LOG)
+    assert installed.run("getent passwd fake-metadata").code == 2 and not own_rules(installed)[0]
+    installed.ok(PURGE)
+    installed.ok("test ! -e %s && test ! -e /mnt/logs" % CONFIG)
+
+
+def test_kept_configuration_is_used_again(installed):
+    """An install after an uninstall takes up the configuration that was kept."""
+    configure(installed, "[instance]\ninstance-type = m7g.large\n")
+    installed.ok(UNINSTALL + " && " + INSTALL)
+    assert fact(installed, "instance-type") == "m7g.large"
+
+
+@pytest.mark.parametrize("folders", ["/apps /mnt/logs", "/apps/fake-metadata /mnt/logs/fake-metadata", "/etc/network"])
+def test_folders_that_were_there_stay(boot, folders):
+    """Folders that were there before stay, empty or not."""
+    box = boot("no-ifupdown")
+    box.ok("mkdir -p {0}; touch /mnt/mine".format(folders))
+    before = box.snapshot()
+    box.ok(INSTALL)
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+def test_foreign_files_stay(installed):
+    """What the admin put in the program's and the log's folder stays, with the folders."""
+    installed.ok("echo mine | tee /apps/fake-metadata/mine >/mnt/logs/fake-metadata/mine")
+    installed.ok(PURGE)
+    assert installed.ok("find /apps /mnt/logs -type f") == "/apps/fake-metadata/mine\n/mnt/logs/fake-metadata/mine\n"
+
+
+@pytest.mark.parametrize("was_there", [
+    "useradd --system --shell /usr/sbin/nologin fake-metadata", "groupadd --system fake-metadata",
+    "ip addr add 169.254.169.254/32 dev lo"])
+def test_what_was_there_stays(sysvinit, was_there):
+    """A user, a group or an address that was there before the installation is there after the purge."""
+    sysvinit.ok(was_there)
+    before = sysvinit.snapshot()
+    sysvinit.ok(INSTALL)
+    assert serves(sysvinit)
+    sysvinit.ok(PURGE)
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+BROKEN = {
+    "dead": "kill -9 $(%s)" % PID,
+    "stopped": SERVICE + "stop",
+    "address gone": "ip addr del 169.254.169.254/32 dev lo",
+    "rules flushed": "iptables -t nat -F",
+    "pid file gone": "rm -rf /run/fake-metadata",
+    "init script gone": "rm /etc/init.d/fake-metadata",
+    "program gone": "rm -rf /apps/fake-metadata",
+    "logs gone": "rm -rf /mnt/logs",
+    "configuration broken": "echo nonsense >" + CONFIG,
+    "log is a folder": "rm {0}; mkdir {0}".format(LOG),
+    "rule doubled": "iptables-nft -t nat -A {0}; iptables-legacy -t nat -A {0}".format(RULE),
+    "user gone": SERVICE + "stop; userdel fake-metadata",
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_uninstall_of_what_is_broken(box, name):
+    """Whatever of it is broken, uninstall --purge exits 0 and leaves no trace."""
+    before = box.snapshot()
+    box.ok(INSTALL)
+    box.run(BROKEN[name])
+    box.ok(PURGE)
+    assert difference(before, box.snapshot()) == []
+
+
+def test_uninstall_with_lo_down(sysvinit):
+    """With lo taken down by ifupdown, which forgets the address, uninstall leaves no trace."""
+    before = sysvinit.snapshot()
+    sysvinit.ok(INSTALL + " && ifdown --force lo")
+    sysvinit.ok(PURGE)
+    sysvinit.ok("ifup lo")
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+def test_uninstall_without_iptables(installed):
+    """Where iptables is gone by now, uninstall exits 0."""
+    installed.ok("rm /usr/sbin/*tables*; " + PURGE)
+    assert installed.run("test -e /apps || getent passwd fake-metadata").code != 0
+
+
+def test_uninstall_needs_root(ready):
+    """An ordinary user cannot uninstall: one line, nothing changed."""
+    before = ready.snapshot()
+    result = ready.run(AS_NOBODY + "sh /apps/fake-metadata/uninstall.sh")
+    assert result.code == 1 and "root" in result.err and len(result.err.splitlines()) == 1
+    assert difference(before, ready.snapshot()) == []
