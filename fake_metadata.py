@@ -774,7 +774,7 @@ class Rotation:
         self._failures = 0
         self._retry_at = 0  # on the monotonic clock, after a failure
         self._seen = self._fingerprint()
-        self._cancelled = threading.Event()
+        self._cancelled, self._thread = threading.Event(), None
 
     def current(self):
         """Return the Credentials of now, or None: never expired ones, whatever the clock does."""
@@ -799,10 +799,11 @@ class Rotation:
         if not self._post:
             self._settle(self._attempt())
             return
+        self._thread = threading.Thread(target=lambda: self._post(functools.partial(self._settle, self._attempt())),
+                                        daemon=True)
         try:
-            threading.Thread(target=lambda: self._post(functools.partial(self._settle, self._attempt())),
-                             daemon=True).start()
-        except RuntimeError as error:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads
             self._settle(SourceError(str(error)))
 
     def tick(self):
@@ -811,9 +812,11 @@ class Rotation:
             self.refresh()
         self._refresh_when_due()
 
-    def cancel(self):
-        """End a fetch under way and take no outcome any more."""
+    def cancel(self, wait=0):
+        """End a fetch under way and take no outcome any more; wait so many seconds for its command to be gone."""
         self._cancelled.set()
+        if wait and self.pending and self._thread:
+            self._thread.join(wait)
 
     def _refresh_when_due(self):
         now, good = self._clock(), self._good
@@ -2501,7 +2504,7 @@ class Daemon:
             self.log.say("stopped")
         finally:
             for rotation in self._rotations.values():
-                rotation.cancel()
+                rotation.cancel(wait=1)
             self.server.server_close()
             self.log.flush()
 
