@@ -89,7 +89,7 @@ MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at 
 REQUEST_SECONDS = 10  # for a whole request, and for a reader that does not read
 IDLE_SECONDS = 60  # between two requests on one connection
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
-STOP_SECONDS = 3  # after TERM, for requests in flight
+STOP_SECONDS = 2  # after TERM, for requests in flight; init scripts kill after 5
 MAX_CONNECTIONS = 4096
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
@@ -2075,7 +2075,7 @@ class Connection:
 
     def expire(self):
         """End a connection whose deadline has passed, with a word if a request was begun and can be answered."""
-        if self.received and not self.unsent and not self.handler and not self.ending:
+        if self.received and not (self.unsent or self.handler or self.ending or self.server.stopping):
             self._refuse(HTTPError(408, "no whole request within %d s" % REQUEST_SECONDS))
         else:
             self.close()
@@ -2485,8 +2485,7 @@ class Daemon:
     """The service as a process: its configuration, its credentials, its log, and what signals ask of it."""
 
     def __init__(self, options, environ=os.environ):
-        self._options, self._environ = options, environ
-        self._notes = collections.deque()  # signals received and not yet acted on
+        self._options, self._environ, self._announced = options, environ, False
         self._config, self._box = load_config(options.config, environ), box_id()
         self.clock = Clock()
         self.log = Log(self.clock, options.log or self._config["server"]["log"])
@@ -2572,7 +2571,12 @@ class Daemon:
         if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
             complain("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
         self.log.flush()
-        notify("READY=1", self._environ)
+        self._announced = True
+        self._tell_supervisor("READY=1")
+
+    def _tell_supervisor(self, message):
+        if self._announced:  # before that it would take us for started
+            notify(message, self._environ)
 
     def _tick(self):
         self.server.call_later(1, self._tick)
@@ -2581,7 +2585,7 @@ class Daemon:
 
     def _reload(self):
         """Reopen the log and take the configuration as it is now; a bad one is reported and the old one stays."""
-        notify("RELOADING=1", self._environ)
+        self._tell_supervisor("RELOADING=1")
         former = self._config, self._rotations
         try:
             self._config = load_config(self._options.config, self._environ)
@@ -2592,7 +2596,7 @@ class Daemon:
             self.log.say("not reloaded, the old configuration stays: %s" % error)
         else:
             self._adopt(imds, former[1])
-        notify("READY=1", self._environ)
+        self._tell_supervisor("READY=1")
 
     def _adopt(self, imds, former):
         self.server.imds = imds
@@ -2617,7 +2621,7 @@ class Daemon:
 
     def _stop(self):
         if not self.server.stopping:
-            notify("STOPPING=1", self._environ)
+            self._tell_supervisor("STOPPING=1")
             self.log.say("stopping")
             self.server.stop()
 
