@@ -2493,6 +2493,8 @@ class Daemon:
         self._rotations = {}
         self.server = Server(self.address, SessionTokens(session_token_key()), self.log, self.clock)
         self.server.imds = self._imds()
+        self._signals = {signal.SIGHUP: self._reload, signal.SIGUSR1: self._renew,
+                         signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
 
     def run(self):
         """Serve until TERM or INT. Raises OSError if it cannot listen."""
@@ -2506,6 +2508,8 @@ class Daemon:
                 rotation.cancel(wait=1)
             self.server.server_close()
             self.log.flush()
+            for number in self._signals:
+                signal.signal(number, signal.SIG_IGN)  # what comes while Python ends must not look like a crash
 
     def dump(self):
         """Return every path with its value as it would be served, fetched where it must be."""
@@ -2532,8 +2536,7 @@ class Daemon:
 
     def _catch_signals(self):
         """Have signals noted, and the server woken; what they ask for is done between two rounds."""
-        for number, act in ((signal.SIGHUP, self._reload), (signal.SIGUSR1, self._renew),
-                            (signal.SIGTERM, self._stop), (signal.SIGINT, self._stop)):
+        for number, act in self._signals.items():
             signal.signal(number, lambda number, frame, act=act: self.server.post(act))
 
     def _open(self):
@@ -2640,6 +2643,15 @@ def notify(message, environ=os.environ):
 
 # ---------------------------------------------------------------- main -------------------------
 
+def fill_standard_files():
+    """Open /dev/null where stdin, stdout or stderr are closed: a socket of ours would get what is written there."""
+    while True:
+        number = os.open(os.devnull, os.O_RDWR)
+        if number > 2:
+            os.close(number)
+            return
+
+
 def complain(words):
     """Write one line to stderr."""
     try:
@@ -2684,6 +2696,7 @@ class Options:
 
 def main(arguments=None):
     """Run the command line; return its exit code."""
+    fill_standard_files()
     try:
         options = Options(sys.argv[1:] if arguments is None else arguments)
     except ValueError as error:
