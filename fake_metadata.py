@@ -181,7 +181,7 @@ extended                      yes|no                     no
 [credentials] [role NAME]
 source                        generate|static|profile|process  generate
 lifetime                      lifetime                   6h
-access-key-id                 key-id                     -
+access-key-id                 own-key-id                 -
 secret-access-key             secret                     -
 session-token                 secret                     -
 profile                       text                       default
@@ -190,7 +190,7 @@ command                       text                       -
 timeout                       duration                   30s
 
 [container]
-authorization-token           text                       -
+authorization-token           ascii                      -
 
 [tags]
 *                             any                        -
@@ -213,7 +213,7 @@ target-lifecycle-state        lifecycle-states           -
 """
 NEEDED = {"static": ("access-key-id", "secret-access-key"), "process": ("command",)}  # by source of credentials
 KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has letters, digits and +-=.,_:@"),
-        "metadata": (r"/?([!-.0-~]+/)*[!-.0-~]+/?$", "write a path below meta-data/, such as placement/host-id")}
+        "metadata": (r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?$", "write a path below meta-data/, such as placement/host-id")}
 
 
 class ConfigError(Exception):
@@ -259,8 +259,7 @@ def _read_sections(path):
                                           default_section="", empty_lines_in_values=False)
     parser.optionxform = str
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            parser.read_file(file)
+        parser.read_string(read_file(path).decode("utf-8-sig"), path)
     except OSError as error:
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
@@ -272,6 +271,14 @@ def _read_sections(path):
     except UnicodeDecodeError:
         raise ConfigError("%s: is not UTF-8" % path) from None
     return {section: dict(parser.items(section)) for section in parser.sections()}
+
+
+def read_file(path, limit=-1):
+    """Return the bytes of a file. Raises OSError, also for a pipe, which could make us wait for ever."""
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no file")
+        return file.read(limit)
 
 
 def _check_section(path, section, pairs, keys):
@@ -430,7 +437,7 @@ def bind_address(text):
     return host, int(port or DEFAULT_BIND[1])
 
 
-ZONE = r"(([a-z]{2}|us-gov|us-isob?)-([a-z]+)-(\d))(?:-([a-z]+-\d)([a-z])|(-wl\d-[a-z]+-wlz-\d)|([a-z]))"
+ZONE = r"(([a-z]{2}|us-gov|us-isob?|eusc-de)-([a-z]+)-(\d))(?:-([a-z]+-\d)([a-z])|(-wl\d-[a-z]+-wlz-\d)|([a-z]))"
 MAINTENANCE = {  # Code of a scheduled event -> its Description
     "instance-reboot": "scheduled reboot", "system-reboot": "scheduled reboot",
     "system-maintenance": "scheduled maintenance", "instance-stop": "The instance is running on degraded hardware",
@@ -518,6 +525,8 @@ FORMS = {  # name -> function, or a pattern and an example
     "mac": (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"),
     "role": (r"[\w+=,.@-]{1,64}", "BaseIAMRole"),
     "key-id": (r"[A-Z0-9]{16,128}", "ASIAIOSFODNN7EXAMPLE"),
+    "own-key-id": (r"[\w-]{3,128}", "ASIAIOSFODNN7EXAMPLE"),  # or "minioadmin"
+    "ascii": (r"[ -~]+", "letters without accents"),
     "secret": (r"[!-~]+", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
     "code": (r"[A-Za-z][A-Za-z0-9.]*", "AssumeRoleUnauthorizedAccess"),
 }
@@ -603,7 +612,7 @@ def profile(settings, randomness, cancelled):
             expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
             return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
                          found.get("aws_session_token") or found.get("aws_security_token"), expiration, remark)
-    raise SourceError("no profile %r with an access key id in %s" % (
+    raise SourceError("no profile %r with an access key id in %s; for SSO and assumed roles use source = process" % (
         settings["profile"], " or ".join(watched_files(settings))))
 
 
@@ -638,13 +647,11 @@ def _read_settled(path, cancelled):
     """Return the text of a file once two reads agree, so that no key is taken with the secret of another."""
     before = None
     for _ in range(100):
-        with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_SOURCE_BYTES:
-                raise SourceError("%s is no file, or over %d bytes" % (path, MAX_SOURCE_BYTES))
-            now = status.st_mtime_ns, file.read(MAX_SOURCE_BYTES)
+        now = read_file(path, MAX_SOURCE_BYTES + 1)
+        if len(now) > MAX_SOURCE_BYTES:
+            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
         if now == before:
-            return now[1].decode("utf-8-sig")
+            return now.decode("utf-8-sig")
         before = now
         cancelled.wait(FETCH_POLL)
     raise SourceError("%s never stops changing" % path)
@@ -1018,6 +1025,11 @@ def _digest(*seed):
     return blake2b("\0".join(seed).encode(), digest_size=32).digest()
 
 
+PARTITIONS = {"cn": ("aws-cn", "amazonaws.com.cn"), "us-gov": ("aws-us-gov", "amazonaws.com"),
+              "us-iso": ("aws-iso", "c2s.ic.gov"), "us-isob": ("aws-iso-b", "sc2s.sgov.gov"),
+              "eusc-de": ("aws-eusc", "amazonaws.eu")}  # by the beginning of a region; all others are "aws"
+
+
 def _place(zone):
     """Return the facts that follow from an availability zone: region, partition, domain and the id of the zone.
 
@@ -1025,10 +1037,7 @@ def _place(zone):
     Which letter is which id is shuffled for each real account; here a is az1.
     """
     region, area, direction, number, local, local_letter, wavelength, letter = re.fullmatch(ZONE, zone).groups()
-    partition, domain = "aws", "amazonaws.com"
-    for start, name, suffix in (("cn-", "aws-cn", ".cn"), ("us-gov-", "aws-us-gov", ""), ("us-iso", "aws-iso", "")):
-        if region.startswith(start):
-            partition, domain = name, domain + suffix
+    partition, domain = PARTITIONS.get(area, ("aws", "amazonaws.com"))
     for word in "north", "south", "east", "west", "central":
         direction = direction.replace(word, word[0])
     zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
@@ -1558,8 +1567,7 @@ def _user_data(settings):
     data = settings["text"].encode()
     if settings["file"]:
         try:
-            with open(settings["file"], "rb") as file:
-                data = file.read(MAX_USER_DATA + 1)
+            data = read_file(settings["file"], MAX_USER_DATA + 1)
         except OSError as error:
             raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror)) from None
     if len(data) > MAX_USER_DATA:

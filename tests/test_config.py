@@ -169,7 +169,7 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("credentials", "extended", "true", "yes, no"),
     ("role build", "source", "vault", "generate, static, profile, process"),
     ("role build", "lifetime", "0s", "1s to 7d"),
-    ("container", "authorization-token", "with a \x07 bell", "cannot be shown"),
+    ("container", "authorization-token", "with a \x07 bell", "not right"),
     ("tags", "a/b", "c", "letters, digits"),
     ("tags", "_index", "c", "letters, digits"),
     ("tags", "..", "c", "letters, digits"),
@@ -225,9 +225,11 @@ UNKNOWN = [  # text, what the error must say
     ("[instance]\ninstance_id = i-1234abcd\n", "[instance] instance_id: unknown key; did you mean instance-id?"),
     ("[instance]\nInstance-Id = i-1234abcd\n", "[instance] Instance-Id: unknown key; did you mean instance-id?"),
     ("[instance]\nregion = us-east-1\n", "[instance] region: unknown key"),
-    ("[interface eth1]\ninstance-id = i-1234abcd\n", "[interface eth1] instance-id: unknown key; did you mean interface-id?"),
+    ("[interface eth1]\ninstance-id = i-1234abcd\n",
+     "[interface eth1] instance-id: unknown key; did you mean interface-id?"),
     ("[role build]\nrole = x\n", "[role build] role: unknown key"),
-    ("[events]\nspot-interuption = +1s stop\n", "[events] spot-interuption: unknown key; did you mean spot-interruption?"),
+    ("[events]\nspot-interuption = +1s stop\n",
+     "[events] spot-interuption: unknown key; did you mean spot-interruption?"),
 ]
 
 CONFLICTS = [  # text, section and key that the error must name
@@ -412,7 +414,9 @@ def test_environment_without_a_file():
 
 def test_empty_variable_is_none(load):
     """An empty variable leaves the configuration as it is."""
-    assert load("[instance]\npublic-ipv4 = 198.51.100.1\n", EC2_LOCAL_IPV4="")["instance"]["public-ipv4"] == "198.51.100.1"
+    config = load("[instance]\npublic-ipv4 = 198.51.100.1\n", EC2_LOCAL_IPV4="")
+
+    assert config["instance"]["public-ipv4"] == "198.51.100.1"
 
 
 @pytest.mark.parametrize("variable, value", [
@@ -430,8 +434,8 @@ def test_duration(text, seconds):
     assert fake_metadata.duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "90", "90S", "90 s", "1.5s", "-1s", "+1s", "90sm", "1h30m", "1e3s", "\u0662s",
-                                  "9" * 10 + "s"])
+@pytest.mark.parametrize("text", ["", "s", "90", "90S", "90 s", "1.5s", "-1s", "+1s", "90sm",
+                                  "1h30m", "1e3s", "\u0662s", "9" * 10 + "s"])
 def test_no_duration(text):
     """Anything else is no duration."""
     with pytest.raises(ValueError, match="90s"):

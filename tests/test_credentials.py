@@ -83,7 +83,8 @@ class Scene:
     def __init__(self, fetch, lifetime=SIX_HOURS, slow=False, settings=None):
         self.now, self.uptime, self.log, self.posted, self.fetch = 1796112000, 5000, [], queue.Queue(), fetch
         self.rotation = Rotation("BaseIAMRole", settings or {"source": "generate", "lifetime": lifetime}, fetch,
-                                 self.log.append, self.posted.put if slow else None, lambda: self.now, lambda: self.uptime)
+                                 self.log.append, self.posted.put if slow else None, lambda: self.now,
+                                 lambda: self.uptime)
         if not slow:
             self.rotation.refresh()
 
@@ -190,7 +191,7 @@ def test_last_good_ones_are_kept_while_the_source_fails():
 
 
 def test_never_a_success_that_is_expired_or_mixed():
-    """At no moment of a day with a source that fails every other time is what is served expired or of two generations."""
+    """With a source that fails every other time nothing is ever served that is expired or of two generations."""
     scene, moments = Scene(Source(*[keys(), SourceError("no luck")] * 50), lifetime=HOUR), []
 
     for _ in range(24 * 60):
@@ -507,8 +508,8 @@ def test_generated_keys_come_from_the_randomness_given():
 
 def test_static_keys(load):
     """The static source gives what is configured, without an expiry, so that it rolls on."""
-    settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\nsession-token = %s\n" % (
-        KEY_ID, SECRET, TOKEN))["credentials"]
+    settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n"
+                    "session-token = %s\n" % (KEY_ID, SECRET, TOKEN))["credentials"]
 
     assert static(settings, os.urandom, Patience()) == Keys(KEY_ID, SECRET, TOKEN, None, "")
 
@@ -782,8 +783,8 @@ def command(load, monkeypatch):
     monkeypatch.setattr(fake_metadata, "FETCH_POLL", 0.002)
 
     def fetch(text, timeout="10s", cancelled=None):
-        settings = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n" % (text, timeout))["credentials"]
-        return process(settings, os.urandom, cancelled or threading.Event())
+        config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n" % (text, timeout))
+        return process(config["credentials"], os.urandom, cancelled or threading.Event())
     return fetch
 
 
@@ -841,7 +842,8 @@ def test_output(printing, output, expected):
     (printed(AccessKeyId=None), "access key id"), (printed(AccessKeyId=""), "access key id"),
     (printed(AccessKeyId="key"), "access key id"), (printed(AccessKeyId=7), "access key id"),
     (printed(SecretAccessKey=None), "secret access key"), (printed(SecretAccessKey=""), "secret access key"),
-    (printed(SecretAccessKey=[SECRET]), "secret access key"), (printed(SecretAccessKey=SECRET + "\n"), "secret access key"),
+    (printed(SecretAccessKey=[SECRET]), "secret access key"),
+    (printed(SecretAccessKey=SECRET + "\n"), "secret access key"),
     (printed(SessionToken="a b"), "session token"), (printed(SessionToken=7), "session token"),
     (printed(SessionToken=[]), "session token"), (printed(SessionToken=False), "session token"),
     (printed(Expiration="soon"), "expiration"), (printed(Expiration="2026-12-01"), "expiration"),
@@ -879,7 +881,8 @@ def test_command_that_fails(run, script, reason):
 @pytest.mark.parametrize("complaint", [
     SECRET, KEY_ID, TOKEN, "bad secret %s!" % SECRET, '{"SecretAccessKey":"%s"}' % SECRET, printed(),
     "https://host/?token=%s" % TOKEN.replace("=", "%3D"), "aws_secret_access_key=" + SECRET,
-    "SECRET:" + SECRET + ":" + TOKEN, "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
+    "SECRET:" + SECRET + ":" + TOKEN,
+    "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
     "signature wJ%2Fal%2BXU%2FtnFE%2FMI%2BK7%2FMDE%2FNGb%2FPx"])
 def test_secret_on_stderr(run, complaint):
     """No run of a secret that a command prints on stderr gets into the reason for the log."""

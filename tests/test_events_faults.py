@@ -148,7 +148,8 @@ def test_maintenance_that_is_over(make_imds, clock, end, seconds, state, descrip
 
 def test_several_maintenance_events(make_imds, clock):
     """Several maintenance events go their ways, each with an id of its own that stays."""
-    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s, +30s instance-stop +3h +4h\n")
+    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s,\n"
+                     "  +30s instance-stop +3h +4h\n")
 
     clock.now += 30
     both = json.loads(value(imds, SCHEDULED))
@@ -290,7 +291,8 @@ def test_times():
     """A fault with a number of times strikes so often and then no more, other paths not counted."""
     made = Fault("x", fault("/x status 503 times 2"), 0)
 
-    assert [made.strikes(path, 1) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [False, True, False, True, False, False]
+    assert [made.strikes(path, 1) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [
+        False, True, False, True, False, False]
 
 
 def test_times_count_in_the_window_only():

@@ -83,8 +83,9 @@ CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its 
 
 IDENTITIES = {
     "default": "",
-    "frankfurt": "[instance]\navailability-zone = eu-central-1b\nlocal-ipv4 = 10.1.2.3, 10.1.2.4\naccount-id = 111122223333\n"
-                 "key-name = my-key\ninstance-type = m7g.large\n[credentials]\nrole = Other\nextended = yes\n",
+    "frankfurt": "[instance]\navailability-zone = eu-central-1b\nlocal-ipv4 = 10.1.2.3, 10.1.2.4\n"
+                 "account-id = 111122223333\nkey-name = my-key\ninstance-type = m7g.large\n"
+                 "[credentials]\nrole = Other\nextended = yes\n",
     "china": "[instance]\navailability-zone = cn-north-1a\npublic-ipv4 = 198.51.100.7\n",
     "govcloud": "[instance]\navailability-zone = us-gov-west-1b\n",
     "local zone": "[instance]\navailability-zone = us-west-2-lax-1a\n",
@@ -102,8 +103,10 @@ IDENTITIES = {
     "two interfaces, ipv6 on the second": "[interface eth1]\nipv6 = 2001:db8:8:4::2\n",
     "two subnets": "[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 10.0.64.5\n",
     "two networks": "[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 192.168.1.5\n",
-    "named subnet": "[instance]\nsubnet-id = subnet-0123456789abcdef0\nvpc-id = vpc-0123456789abcdef0\n[interface eth1]\n",
-    "named groups": "[instance]\nsecurity-groups = web, db\nsecurity-group-ids = sg-11111111, sg-22222222\n[interface eth1]\n",
+    "named subnet": "[instance]\nsubnet-id = subnet-0123456789abcdef0\nvpc-id = vpc-0123456789abcdef0\n"
+                    "[interface eth1]\n",
+    "named groups": "[instance]\nsecurity-groups = web, db\nsecurity-group-ids = sg-11111111, sg-22222222\n"
+                    "[interface eth1]\n",
     "small subnet, two interfaces": "[instance]\nlocal-ipv4 = 10.237.0.16\nsubnet-ipv4-cidr-block = 10.237.0.0/27\n"
                                     "vpc-ipv4-cidr-blocks = 10.237.0.0/24\n[interface eth1]\n",
 }
@@ -204,7 +207,8 @@ def test_no_empty_directories(make_imds):
 
 
 @pytest.mark.parametrize("path", [
-    "/latest/user-data", "/latest/dynamic/fws", "/latest/dynamic/fws/instance-monitoring", "/latest/api", "/v2", "/v2/credentials",
+    "/latest/user-data", "/latest/dynamic/fws", "/latest/dynamic/fws/instance-monitoring", "/latest/api", "/v2",
+    "/v2/credentials",
     "/latest/dynamic/instance-identity/signature", "/latest/dynamic/instance-identity/pkcs7",
     "/latest/dynamic/instance-identity/rsa2048", META + "spot", META + "tags", META + "tag-sets", META + "autoscaling",
     META + "events/recommendations", META + "public-keys", META + "no-such-thing", META + "instance-id/x",
@@ -267,7 +271,8 @@ def test_listing_of_an_interface(make_imds):
 
 def test_listings_lead_to_all_values(make_imds):
     """A crawler that follows the listings finds every value, and every name that is listed has one."""
-    imds = make_imds(IDENTITIES["three interfaces"] + TAGS + "[tags]\nName = x\n[instance]\nkey-name = k\nebs-volumes = sdf\n")
+    imds = make_imds(IDENTITIES["three interfaces"] + TAGS + "[tags]\nName = x\n"
+                     "[instance]\nkey-name = k\nebs-volumes = sdf\n")
     found = dict(crawl(imds), **crawl(imds, "/latest/dynamic"))
 
     assert sorted(found) == [path for path in imds.paths() if path.startswith((META, "/latest/dynamic/"))
@@ -329,7 +334,8 @@ def test_no_other_region_anywhere(tree):
 ])
 def test_what_follows_from_a_zone(make_imds, zone, region, zone_id, partition, domain, local, public):
     """Region, zone id, partition, domain and the ends of host names follow from the zone."""
-    tree = Tree(make_imds("[instance]\navailability-zone = %s\nlocal-ipv4 = 10.0.0.5\npublic-ipv4 = 198.51.100.7\n" % zone))
+    tree = Tree(make_imds("[instance]\navailability-zone = %s\nlocal-ipv4 = 10.0.0.5\n"
+                          "public-ipv4 = 198.51.100.7\n" % zone))
 
     assert (tree["placement/region"], tree["placement/availability-zone-id"]) == (region, zone_id)
     assert (tree["services/partition"], tree["services/domain"]) == (partition, domain)
@@ -342,8 +348,8 @@ def test_arns_have_the_partition_and_the_account(tree):
     arns = tree.search(r"arn:[^\"]+")
     roles = {path.rpartition("/")[2] for path in tree.values if path.startswith(META + "iam/security-credentials/")}
 
-    assert arns == {"arn:%s:iam::%s:instance-profile/%s" % (tree["services/partition"], tree.document["accountId"], role)
-                    for role in roles}
+    assert arns == {"arn:%s:iam::%s:instance-profile/%s" % (
+        tree["services/partition"], tree.document["accountId"], role) for role in roles}
 
 
 def test_no_other_account_anywhere(tree):
@@ -360,8 +366,8 @@ def test_no_other_instance_anywhere(tree):
 
 def test_document_says_what_the_tree_says(tree):
     """The identity document agrees with the tree."""
-    same = {"imageId": "ami-id", "instanceId": "instance-id", "instanceType": "instance-type", "privateIp": "local-ipv4",
-            "region": "placement/region", "kernelId": "kernel-id", "ramdiskId": "ramdisk-id"}
+    same = {"imageId": "ami-id", "instanceId": "instance-id", "instanceType": "instance-type",
+            "privateIp": "local-ipv4", "region": "placement/region", "kernelId": "kernel-id", "ramdiskId": "ramdisk-id"}
 
     assert {key: tree.document[key] for key in same} == {key: tree[path] for key, path in same.items()}
 
@@ -480,7 +486,8 @@ def test_root_device(make_imds):
     ("a1.medium", "arm64", "nitro"), ("im4gn.large", "arm64", "nitro"), ("g5g.xlarge", "arm64", "nitro"),
     ("g4dn.xlarge", "x86_64", "nitro"), ("g6.xlarge", "x86_64", "nitro"), ("hpc7g.4xlarge", "arm64", "nitro"),
     ("m5.metal", "x86_64", "nitro"), ("t2.micro", "x86_64", "xen"), ("m3.medium", "x86_64", "xen"),
-    ("g3s.xlarge", "x86_64", "xen"), ("u-6tb1.112xlarge", "x86_64", "nitro"), ("u7i-12tb.224xlarge", "x86_64", "nitro")])
+    ("g3s.xlarge", "x86_64", "xen"), ("u-6tb1.112xlarge", "x86_64", "nitro"),
+    ("u7i-12tb.224xlarge", "x86_64", "nitro")])
 def test_what_follows_from_the_instance_type(make_imds, instance_type, architecture, system):
     """Architecture and system follow from the instance type."""
     tree = Tree(make_imds("[instance]\ninstance-type = %s\n" % instance_type))
@@ -498,8 +505,9 @@ def test_life_cycle(make_imds, text, expected):
 
 def test_identity_document_to_the_byte(make_imds):
     """The identity document has the keys, the order and the spacing of the real one, and no final line feed."""
-    imds = make_imds("[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\nlocal-ipv4 = 10.0.0.5\n"
-                     "launch-time = 2026-12-01T08:00:00Z\nbilling-products = bp-63a5400a\nproduct-codes = one, two\n")
+    imds = make_imds("[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\n"
+                     "local-ipv4 = 10.0.0.5\nlaunch-time = 2026-12-01T08:00:00Z\nbilling-products = bp-63a5400a\n"
+                     "product-codes = one, two\n")
 
     assert value(imds, DOCUMENT) == """{
   "accountId" : "123456789012",
@@ -548,13 +556,15 @@ def test_last_updated_moves_on(make_imds, clock):
 
 # Which box, which instance.
 
-DIFFERENT = ("instance-id", "reservation-id", "mac", "local-ipv4", "hostname", "local-hostname", "public-ipv4", "public-hostname")
+DIFFERENT = ("instance-id", "reservation-id", "mac", "local-ipv4", "hostname", "local-hostname", "public-ipv4",
+             "public-hostname")
 SAME = ("ami-id", "placement/region", "placement/availability-zone", "instance-type", "services/domain", "iam/info")
 
 
 @pytest.mark.parametrize("one, other", [
     (("", "box 1"), ("", "box 2")),
-    (("[instance]\ninstance-id = i-00000000000000001\n", "a box"), ("[instance]\ninstance-id = i-00000000000000002\n", "a box"))],
+    (("[instance]\ninstance-id = i-00000000000000001\n", "a box"),
+     ("[instance]\ninstance-id = i-00000000000000002\n", "a box"))],
     ids=["two boxes", "two instance ids"])
 @pytest.mark.parametrize("path", DIFFERENT + ("interface-id",))
 def test_two_instances_differ(make_imds, one, other, path):
@@ -650,8 +660,8 @@ def test_own_value(make_imds, text, path, expected):
     assert listed(imds, META + path)
 
 
-@pytest.mark.parametrize("path", ["instance-id", "metrics/vhostmd", "metrics", "iam", "iam/security-credentials", "network",
-                                  "public-keys", "events/maintenance/history", "tags"])
+@pytest.mark.parametrize("path", ["instance-id", "metrics/vhostmd", "metrics", "iam", "iam/security-credentials",
+                                  "network", "public-keys", "events/maintenance/history", "tags"])
 def test_own_value_that_is_empty(make_imds, path):
     """An empty value removes a path and what is below it, from the listings too, and no empty directory stays."""
     imds = make_imds("[instance]\nkey-name = k\n[metadata]\n%s =\n%s[tags]\na = b\n" % (path, TAGS))
@@ -674,7 +684,8 @@ def test_own_value_beside_what_it_replaces(make_imds):
     assert value(imds, META + "placement") == "region"
 
 
-@pytest.mark.parametrize("text", ["", "[tags]\nName = x\n", "[tags]\nName = x\n[metadata-options]\ninstance-metadata-tags = disabled\n"])
+@pytest.mark.parametrize("text", [
+    "", "[tags]\nName = x\n", "[tags]\nName = x\n[metadata-options]\ninstance-metadata-tags = disabled\n"])
 def test_tags_that_are_off(make_imds, text):
     """Tags are not there unless instance-metadata-tags is enabled."""
     imds = make_imds(text)
@@ -760,8 +771,8 @@ def test_path_of_a_target(target, path):
 
 def test_dump(tmp_path, capfd):
     """--dump prints every path with its value, each line of it indented, credentials and user data too."""
-    (tmp_path / "a.conf").write_text("[instance]\nlocal-ipv4 = 10.0.0.5, 10.0.0.6\nkey-name = k\n[user-data]\ntext = one\n  two\n"
-                                     "[tags]\nName = x\n" + TAGS)
+    (tmp_path / "a.conf").write_text("[instance]\nlocal-ipv4 = 10.0.0.5, 10.0.0.6\nkey-name = k\n"
+                                     "[user-data]\ntext = one\n  two\n[tags]\nName = x\n" + TAGS)
 
     assert fake_metadata.main(["--dump", "--config", str(tmp_path / "a.conf")]) == 0
     said = capfd.readouterr()
@@ -779,7 +790,8 @@ def test_dump_has_every_path_once(tmp_path, capfd, make_imds):
     assert fake_metadata.main(["--dump"]) == 0
     paths = [line for line in capfd.readouterr().out.split("\n") if line.startswith("/")]
 
-    assert [path for path in paths if "/macs/" not in path] == [path for path in make_imds().paths() if "/macs/" not in path]
+    assert [path for path in paths if "/macs/" not in path] == [
+        path for path in make_imds().paths() if "/macs/" not in path]
 
 
 def test_dump_waits_for_credentials(tmp_path, capfd):
