@@ -44,7 +44,7 @@ PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "
 HOME = "/home/dev"
 DEVELOPER = 1000  # uid and gid of whoever copied the product to the box
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-TOOLS = ["debootstrap", "unshare", "nsenter", "setpriv", "mount", "ip", "tar"]
+TOOLS = ["debootstrap", "unshare", "nsenter", "setpriv", "mount", "pivot_root", "ip", "curl", "tar"]
 
 INTERFACES = """\
 # This file describes the network interfaces available on your system
@@ -133,11 +133,13 @@ FORGET = 'mount -t cgroup2 cgroup2 "$1/cgroup" && find "$1/cgroup/$2" -depth -ty
 SNAPSHOT = r"""
 import hashlib, json, os, re, stat, subprocess
 
-# What changes by itself or belongs to the tools that the installer calls (insserv writes .depend.* in the order in which
-# the folder happens to list the scripts).
-NOT_OURS = re.compile(r'''/(proc|sys|dev)$ | /run/(systemd|log|udev|user|dbus|utmp|xtables\.lock|initctl|cron\S*|motd\S*)$
-    | /etc/(passwd|group|shadow|gshadow|subuid|subgid)-$ | /etc/\.pwd\.lock$ | /etc/init\.d/\.depend\. | /var/log/(journal|wtmp|btmp|lastlog|faillog)$
-    | /var/lib/(systemd|logrotate|urandom)/. | /var/log/(fsck/|dmesg) | (/var)?/tmp/systemd-private-''', re.X)
+# What changes by itself or belongs to the tools that the installer calls (insserv writes .depend.* in whatever order
+# the folder lists the scripts).
+NOT_OURS = re.compile(r'''/(proc|sys|dev)$
+    | /run/(systemd|log|udev|user|dbus|utmp|xtables\.lock|initctl|cron\S*|motd\S*)$
+    | /etc/(passwd|group|shadow|gshadow|subuid|subgid)-$ | /etc/\.pwd\.lock$ | /etc/init\.d/\.depend\.
+    | /var/log/(journal|wtmp|btmp|lastlog|faillog)$ | /var/log/(fsck/|dmesg)
+    | /var/lib/(systemd|logrotate|urandom)/. | (/var)?/tmp/systemd-private-''', re.X)
 
 def tree(folder):
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -147,6 +149,8 @@ def tree(folder):
         content = ""
         if entry.is_symlink():
             content = "-> " + os.readlink(entry.path)
+        elif entry.path.startswith("/usr/"):
+            content = "%d bytes of %d" % (info.st_size, info.st_mtime_ns)  # too much to read at each snapshot
         elif stat.S_ISREG(info.st_mode):
             with open(entry.path, "rb") as file:
                 content = hashlib.sha256(file.read()).hexdigest()[:16]

@@ -36,9 +36,9 @@ GOOD_CONFIGS = [
     "[metadata]\nsoak = one\n[role Tool]\nsource = process\ncommand = sh {script}\nlifetime = 1h\n",
     "[metadata]\nsoak = two\n[tags]\nName = soak\n[metadata-options]\ninstance-metadata-tags = enabled\n",
     "[metadata]\nsoak = three\n[credentials]\nlifetime = 5s\n[role Tool]\nsource = generate\n"]
-BAD_CONFIGS = ["[metadata\n", "[nonsense]\nx = y\n", "[credentials]\nlifetime = for ever\n", "\xff\0", "[server]\nbind = a b\n",
-               "[instance]\navailability-zone = x\n", "[credentials]\nsource = process\n"]
-TOOL = """echo '{"Version": 1, "AccessKeyId": "ASIASOAKSOAKSOAKSOAK", "SecretAccessKey": "soak", "SessionToken": "soak"}'\n"""
+BAD_CONFIGS = ["[metadata\n", "[nonsense]\nx = y\n", "[credentials]\nlifetime = for ever\n", "\xff\0",
+               "[server]\nbind = a b\n", "[instance]\navailability-zone = x\n", "[credentials]\nsource = process\n"]
+TOOL = """echo '{"Version": 1, "AccessKeyId": "ASIASOAKSOAKSOAKSOAK", "SecretAccessKey": "soak"}'\n"""
 
 
 class Soak:

@@ -13,11 +13,12 @@ import pytest
 
 import fake_metadata
 from service import CREDENTIALS, TOKEN_HEADER, TTL_HEADER, receive_all
-from wire import get, request
+from wire import request
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st  # noqa: E402
 
+TOKEN_PATH = "/latest/api/token"
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 STATUSES = {400, 413, 414, 417, 431, 501, 505}  # of what is not a well-formed request
 
@@ -30,42 +31,61 @@ look = functools.partial(settings, max_examples=EXAMPLES, deadline=None, databas
 
 METHODS = st.sampled_from("GET HEAD PUT OPTIONS POST DELETE PATCH TRACE CONNECT get BREW respond".split())
 TARGETS = st.one_of(
-    st.sampled_from(["/", "/latest/", CREDENTIALS, "/latest/api/token", "/latest/dynamic/instance-identity/document", "*",
-                     "/v2/credentials/BaseIAMRole", "http://127.0.0.1/latest/", "http://evil.example/", "/latest/user-data"]),
+    st.sampled_from(["/", "/latest/", CREDENTIALS, TOKEN_PATH, "/latest/dynamic/instance-identity/document", "*",
+                     "/v2/credentials/BaseIAMRole", "/latest/user-data", "http://127.0.0.1/", "http://evil.example/"]),
     st.text("/.%?#abc0129-_~:@![]{}latesmd", max_size=60).map("/".__add__))
-VALUES = st.one_of(st.sampled_from(["", "0", "5", "60", "-1", "chunked", "close", "keep-alive", "100-continue", "127.0.0.1",
-                                    "evil.example", "[::1]:80", "x" * 56, "Basic x"]),
-                   st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=40))
-NAMES = st.one_of(st.sampled_from(["Content-Length", "Transfer-Encoding", "Connection", "Expect", "User-Agent",
-                                   "X-Forwarded-For", "Authorization", TOKEN_HEADER, TTL_HEADER]),
-                  st.text("abcXYZ-_ :\t", max_size=10))
-HEADERS = st.lists(st.tuples(NAMES, st.sampled_from([": ", ":", " : "]), VALUES).map("".join), max_size=5)
+VALUES = st.one_of(
+    st.sampled_from(["", "0", "5", "60", "-1", "chunked", "close", "keep-alive", "100-continue", "127.0.0.1", "evil.example",
+                     "[::1]:80", "x" * 56, "Basic x"]),
+    st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=40))
+NAMES = st.one_of(
+    st.sampled_from(["Content-Length", "Transfer-Encoding", "Connection", "Expect", "User-Agent", "X-Forwarded-For",
+                     "Authorization", TOKEN_HEADER, TTL_HEADER]),
+    st.text("abcXYZ-_ :\t", max_size=10))
+GOOD_HEADERS = st.sampled_from([
+    TOKEN_HEADER + ": x", TTL_HEADER + ": 60", "Connection: close", "X-Forwarded-For: 1", "X: y"])
 HOSTS = st.sampled_from(["127.0.0.1"] * 5 + ["localhost:80", "evil.example", "a b", None])
-BODIES = st.one_of(st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"1;x=y\r\nz\r\n0\r\nX: y\r\n\r\n"]),
-                   st.binary(max_size=60))
-HEADS = st.builds(lambda method, target, headers, body, host: request(method + " " + target, *headers, body=body, host=host),
-                  METHODS, TARGETS, HEADERS, BODIES, HOSTS)
-GOOD = st.builds(lambda method, target, value, headers, body: request(
-    method + " " + target, "User-Agent: " + value, *headers, "Content-Length: %d" % len(body), body=body),
-    METHODS, TARGETS, st.text("az09/ \t\xe9", max_size=20), st.lists(st.sampled_from(
-        [TOKEN_HEADER + ": x", "Connection: close", "X-Forwarded-For: 1", "X: y", TTL_HEADER + ": 60"]), unique=True), BODIES)
-CHUNKED = st.builds(lambda chunks, trailers: request("PUT /latest/api/token", TTL_HEADER + ": 60", "Transfer-Encoding: chunked", body=(
-    b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk, extension in chunks) + b"0\r\n" + trailers + b"\r\n")),
-    st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from([b"", b";x", b';x="y"'])), max_size=3),
-    st.sampled_from([b"", b"X: y\r\n", b"X: y\r\nZ:\r\n"]))
+BODIES = st.one_of(st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n"]), st.binary(max_size=60))
 
 
 @st.composite
-def damaged(draw):
-    """Return a good request, or two, with a few bytes changed, cut out or put in."""
-    data = draw(st.one_of(HEADS, GOOD, CHUNKED)) + draw(st.one_of(st.just(b""), GOOD))
+def any_requests(draw):
+    """Draw a request with any headers."""
+    headers = draw(st.lists(st.tuples(NAMES, st.sampled_from([": ", ":", " : "]), VALUES).map("".join), max_size=5))
+    return request("%s %s" % (draw(METHODS), draw(TARGETS)), *headers, body=draw(BODIES), host=draw(HOSTS))
+
+
+@st.composite
+def good_requests(draw):
+    """Draw a request with a body that is mostly well-formed."""
+    body = draw(BODIES)
+    return request("%s %s" % (draw(METHODS), draw(TARGETS)), *draw(st.lists(GOOD_HEADERS, unique=True)),
+                   "User-Agent: " + draw(st.text("az09/ \t\xe9", max_size=20)), "Content-Length: %d" % len(body), body=body)
+
+
+@st.composite
+def chunked_requests(draw):
+    """Draw a token PUT with a chunked body."""
+    chunks = draw(st.lists(st.binary(min_size=1, max_size=20), max_size=3))
+    extension = draw(st.sampled_from([b"", b";x", b';x="y"']))
+    trailers = draw(st.sampled_from([b"", b"X: y\r\n", b"X: y\r\nZ:\r\n"]))
+    body = b"".join(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk in chunks)
+    return request("PUT " + TOKEN_PATH, TTL_HEADER + ": 60", "Transfer-Encoding: chunked",
+                   body=body + b"0\r\n" + trailers + b"\r\n")
+
+
+@st.composite
+def damaged_requests(draw):
+    """Draw a request, or two, with a few bytes changed, cut out or put in."""
+    data = draw(st.one_of(any_requests(), good_requests(), chunked_requests()))
+    data += draw(st.one_of(st.just(b""), good_requests()))
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(st.binary(max_size=3)) + data[at + draw(st.integers(0, 3)):]
     return data
 
 
-REQUESTS = st.one_of(st.binary(max_size=300), HEADS, GOOD, CHUNKED, damaged())
+REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), chunked_requests(), damaged_requests())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +134,7 @@ def check_answer(answer, method):
 
 
 @look()
-@given(data=st.one_of(GOOD, CHUNKED, damaged()), at=st.integers(1, 400))
+@given(data=st.one_of(good_requests(), chunked_requests(), damaged_requests()), at=st.integers(1, 400))
 def test_the_beginning_of_a_request_is_no_request(data, at):
     """No part of a good request is refused or taken for the whole, and what follows it changes nothing."""
     outcome = read(data)
@@ -165,18 +185,24 @@ KEYS_OF_SECTIONS = [(section, line.split()[0]) for block in re.split(r"\n(?=\[)"
 KEY_NAMES = sorted(set(re.findall(r"^([a-z][\w-]+) ", fake_metadata.SETTINGS, re.MULTILINE)))
 SECTIONS = st.one_of(st.sampled_from(SECTION_NAMES), st.text(max_size=12))
 KEYS = st.one_of(st.sampled_from(KEY_NAMES), st.text(max_size=12))
-WORDS = st.sampled_from("""+90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay reset
-    no-answer expired code times 1 probability 0.2 from for /latest/* / * , ; = # %s %( ${x} [ ] : :: ::1 [::1]:80 10.0.0.0/16
-    10.0.0.1 us-east-1a us-west-2-lax-1a generate static profile process required disabled 64 -1 i-0123456789abcdef0
-    0e:ff:d5:40:fe:7d 0=x placement placement/region instance-id/x .. meta-data ~ ~/x /dev/null /""".split())
+WORDS = st.sampled_from("""+90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay
+    reset no-answer expired code times 1 probability 0.2 from for /latest/* / * , ; = # %s %( ${x} [ ] : :: ::1 [::1]:80
+    10.0.0.0/16 10.0.0.1 us-east-1a us-west-2-lax-1a generate static profile process required disabled 64 -1
+    i-0123456789abcdef0 0e:ff:d5:40:fe:7d 0=x placement placement/region instance-id/x .. meta-data ~ ~/x /dev/null
+    /""".split())
 TEXTS = st.one_of(st.lists(WORDS, max_size=8).map(" ".join), st.text(max_size=30), st.just(""))
 LINES = st.one_of(st.tuples(KEYS, st.sampled_from([" = ", "=", ":", ""]), TEXTS).map("".join), st.text(max_size=20))
-CONFIGS = st.lists(st.tuples(SECTIONS, st.lists(LINES, max_size=4)).map(
-    lambda part: "[%s]\n%s\n" % (part[0], "\n".join(part[1]))), max_size=4).map("".join)
+
+
+@st.composite
+def configurations(draw):
+    """Draw the text of a configuration."""
+    sections = draw(st.lists(st.tuples(SECTIONS, st.lists(LINES, max_size=4)), max_size=4))
+    return "".join("[%s]\n%s\n" % (section, "\n".join(lines)) for section, lines in sections)
 
 
 @look()
-@given(text=st.one_of(CONFIGS.map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=300)))
+@given(text=st.one_of(configurations().map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=300)))
 @example(text=b"\xef\xbb\xbf[server]\nbind = localhost\n")
 @example(text=b"[credentials]\n= x\n")
 def test_any_configuration_is_good_or_refused(tmp_path, text):
@@ -195,7 +221,7 @@ def test_any_configuration_is_good_or_refused(tmp_path, text):
         assert isinstance(found, fake_metadata.Live) or isinstance(found.body, bytes)
 
 
-@look(max_examples=EXAMPLES * 4)
+@look(max_examples=EXAMPLES * 2)
 @given(pair=st.sampled_from(KEYS_OF_SECTIONS), name=st.sampled_from(["x", "a/b", "Name", ".."]), value=TEXTS)
 def test_any_value_is_good_or_refused(tmp_path, pair, name, value):
     """Each key takes a value, or refuses it in one line that names the section."""
@@ -221,24 +247,35 @@ class Now(threading.Event):
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
                     max_leaves=5)
-FIELD = st.one_of(JSON, st.sampled_from(["ASIAGENERATION000001", "secret", "token", "2037-01-01T00:00:00Z", "a b", "a\nb",
-                                         "2037-01-01T00:00:00+99:99", "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59"]))
+FIELDS = st.one_of(JSON, st.sampled_from([
+    "ASIAGENERATION000001", "secret", "token", "2037-01-01T00:00:00Z", "a b", "a\nb", "2037-01-01T00:00:00+99:99",
+    "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59"]))
 DOCUMENTS = st.fixed_dictionaries({
-    "Version": st.one_of(st.just(1), st.just(1), JSON), "AccessKeyId": st.one_of(st.just("ASIAGENERATION000001"), FIELD),
-    "SecretAccessKey": st.one_of(st.just("secret"), FIELD), "SessionToken": FIELD, "Expiration": FIELD})
-OUTPUTS = st.one_of(st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()),
-                    DOCUMENTS.map(lambda document: json.dumps(document).encode()),
-                    st.tuples(DOCUMENTS, st.integers(0, 200)).map(lambda pair: json.dumps(pair[0]).encode()[:pair[1]]))
-PROFILES = st.one_of(st.binary(max_size=200), st.lists(st.tuples(
-    st.sampled_from(["[default]", "[profile default]", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
-                     "credential_process", "aws_expiration", "x_security_token_expires", "region", " ", "#", "[", "sso_session"]),
-    st.sampled_from(["", " = ", "=", ":"]),
-    st.one_of(st.sampled_from(["ASIAGENERATION000001", "secret", "true", "'", "\"", "2037-01-01T00:00:00Z"]),
-              st.text(max_size=20))).map("".join), max_size=8).map(lambda lines: "\n".join(lines).encode("utf-8", "replace")))
+    "Version": st.one_of(st.just(1), st.just(1), JSON), "AccessKeyId": st.one_of(st.just("ASIAGENERATION000001"), FIELDS),
+    "SecretAccessKey": st.one_of(st.just("secret"), FIELDS), "SessionToken": FIELDS, "Expiration": FIELDS})
+PROFILE_KEYS = st.sampled_from([
+    "[default]", "[profile default]", "aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_expiration",
+    "credential_process", "x_security_token_expires", "region", "sso_session", " ", "#", "["])
+PROFILE_VALUES = st.one_of(
+    st.sampled_from(["ASIAGENERATION000001", "secret", "true", "'", "\"", "2037-01-01T00:00:00Z"]), st.text(max_size=20))
+
+
+@st.composite
+def outputs(draw):
+    """Draw what a credential command prints: a document of JSON, or the beginning of one."""
+    text = json.dumps(draw(st.one_of(DOCUMENTS, DOCUMENTS, JSON))).encode()
+    return text[:draw(st.one_of(st.just(len(text)), st.integers(0, 200)))]
+
+
+@st.composite
+def profiles(draw):
+    """Draw a shared credentials file."""
+    lines = draw(st.lists(st.tuples(PROFILE_KEYS, st.sampled_from(["", " = ", "=", ":"]), PROFILE_VALUES), max_size=8))
+    return "\n".join(map("".join, lines)).encode("utf-8", "replace")
 
 
 @look()
-@given(output=OUTPUTS)
+@given(output=st.one_of(outputs(), st.binary(max_size=100)))
 @example(output=b"[" * 60000)
 @example(output=b'{"Version": 1, "AccessKeyId": "ASIAGENERATION000001", "SecretAccessKey": "s", "Expiration": 1e999}')
 def test_any_output_of_a_command_is_credentials_or_refused(output):
@@ -247,7 +284,7 @@ def test_any_output_of_a_command_is_credentials_or_refused(output):
 
 
 @look()
-@given(content=PROFILES)
+@given(content=st.one_of(profiles(), st.binary(max_size=200)))
 def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
     """A credentials file has whole credentials, or is refused with a word that has nothing of it."""
     path = tmp_path / "credentials"

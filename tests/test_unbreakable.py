@@ -1,4 +1,4 @@
-"""What nobody can do to the service: slow, many, vanishing and hostile clients, a log or a source that fails, clock steps."""
+"""The service goes on: among slow, many, vanishing, hostile clients, with a log or a source that fails, over clock steps."""
 import contextlib
 import ctypes
 import json
@@ -176,6 +176,22 @@ def test_slow_clients(serve):
     wait_for(lambda: open_connections(service) == 0, what="the end of the slow clients")
 
 
+@needs_proc
+def test_pipelines_take_turns(serve):
+    """While clients have tens of thousands of pipelined requests waiting, another is answered before they are all served."""
+    service = serve()
+    clients = [service.connect() for _ in range(60)]
+    before = cpu_seconds(service)
+    for client in clients:
+        client.sendall(PROBE * 600)
+    assert service.get("/latest/")[0] == 200
+    until_answered = cpu_seconds(service) - before
+    wait_for(lambda: rests(service), what="the end of the pipelined requests")
+    assert until_answered < (cpu_seconds(service) - before) * 0.6
+    for client in clients:
+        client.close()
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /", PROBE, PROBE * 500, get(path=CREDENTIALS) * 500, b"bad\r\n\r\n",
                                   request("PUT /latest/api/token", TTL, "Content-Length: 99")])
 def test_vanishing_clients(service, sent):
@@ -289,6 +305,15 @@ def test_start_asks_no_resolver(serve):
 
 
 @needs_proc
+def test_closed_standard_files(serve):
+    """Started with stdin, stdout and stderr closed it does not take one of its own sockets for them."""
+    closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    service = serve(within=closed)
+    for number in range(3):
+        assert os.readlink("/proc/%d/fd/%d" % (service.process.pid, number)) == "/dev/null"
+
+
+@needs_proc
 def test_listens_on_the_loopback_address_only(service):
     """Unless told otherwise nothing listens where a neighbour on the LAN could reach it."""
     listening = "%04X 00000000:0000 0A" % service.port
@@ -298,7 +323,7 @@ def test_listens_on_the_loopback_address_only(service):
 
 def test_term_finishes_what_is_in_flight(serve):
     """After TERM a request that has begun is answered, idle clients are closed, nobody new is served, the exit is 0."""
-    service = serve(within=with_limits(STOP_SECONDS=0.3))
+    service = serve(within=with_limits(STOP_SECONDS=1))
     with Wire(service) as begun, Wire(service) as idle, Wire(service) as slow:
         assert idle.kept() and begun.kept()
         begun.send(PROBE[:30])
@@ -323,7 +348,8 @@ NASTY_TO_LOG = [
     get("User-Agent: \x80\xff\"\\"), get(path="/%0d%0a2026-01-01T00:00:00Z%20127.0.0.1"), b"\x1b[31m\x07\r\n\r\n",
     get("User-Agent: " + "a" * 15000), get(path="/" + "\"" * 8000), b"\0\xff" * 5000 + b"\r\n\r\n", b"\n" * 100,
     b"x\nfake\n" * 1000, get(path="/" + "x" * 8191, host="127.0.0.1" + "x" * 7000), b"GET /\rX: y\r\n\r\n",
-    b"GET /" + b"\\" * 16000, b"\x85\x0b\x0c\x1c\xe2\x80\xa8\r\n\r\n", get(path="/\x7f"), get("Content-Length: " + "9" * 9000)]
+    b"GET /" + b"\\" * 16000, b"\x85\x0b\x0c\x1c\xe2\x80\xa8\r\n\r\n", get(path="/\x7f"),
+    get("Content-Length: " + "9" * 9000)]
 
 
 def test_one_request_one_line(serve):
@@ -578,7 +604,8 @@ def hostile_requests_with(token):
         (header + "\r\n\r\n").encode(), request("PUT /latest/api/token", TTL_HEADER + ": " + token),
         request("POST /", header, "Content-Length: 56", body=token.encode()), get("Transfer-Encoding: " + token),
         get("Content-Length: " + token), get(path="http://%s/" % token), get(path="/" + "%41" + token[1:]),
-        get(path="/" + "x" * (8192 - 40) + token), get("Authorization: Basic authorization-secret", path="/v2/credentials/x"),
+        get(path="/" + "x" * (8192 - 40) + token),
+        get("Authorization: Basic authorization-secret", path="/v2/credentials/x"),
         get("Authorization: " + token, path="/v2/credentials/Static")]
 
 
@@ -694,6 +721,19 @@ def test_credentials_file_while_clients_ask(serve, tmp_path):
     assert "Traceback" not in service.stderr()
 
 
+def test_credentials_file_is_read_until_it_is_settled(tmp_path):
+    """A file that is being written when it is read gives no key of one generation with the secret of another."""
+    path = tmp_path / "credentials"
+    path.write_text(profile_text(2)[:60] + profile_text(1)[60:])
+
+    class Writer(threading.Event):
+        def wait(self, timeout=None):
+            path.write_text(profile_text(2))
+
+    keys = fake_metadata.profile(static_settings(source="profile", file=str(path)), os.urandom, Writer())
+    assert {value[-6:] for value in (keys.access_key_id, keys.secret_access_key, keys.session_token)} == {"000002"}
+
+
 def test_credentials_file_that_others_can_read(serve, tmp_path):
     """A credentials file that others can read is used, with a word in the log."""
     path = tmp_path / "credentials"
@@ -737,6 +777,7 @@ def test_credential_command_that_misbehaves(serve, tmp_path):
     script = tmp_path / "command.sh"
     script.write_text("echo '%s'" % process_document(1))
     service = serve("[credentials]\nsource = process\ncommand = sh %s\ntimeout = 300ms\n" % script)
+    files = open_files(service)
     asking = Asking(service)
     wait_for(lambda: asking.seen == [1] or asking.trouble, what="the first credentials")
     for command, complaint in COMMANDS:
@@ -756,6 +797,7 @@ def test_credential_command_that_misbehaves(serve, tmp_path):
     asking.stop()
     assert asking.slowest < 0.3 and "Traceback" not in service.stderr()
     assert children_of(service) == []
+    wait_for(lambda: open_files(service) <= files, what="the files of the commands closed")
 
 
 def children_of(service):
