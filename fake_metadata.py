@@ -2089,7 +2089,9 @@ class Connection:
             self.close()
 
     def finish(self):
-        """Close after what is in flight; the server stops."""
+        """Close after what is in flight, or has come and is not read yet; the server stops."""
+        if self.idle:
+            self.readable()
         if self.idle:
             self.close()
         else:
