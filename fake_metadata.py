@@ -213,7 +213,8 @@ target-lifecycle-state        lifecycle-states           -
 """
 NEEDED = {"static": ("access-key-id", "secret-access-key"), "process": ("command",)}  # by source of credentials
 KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has letters, digits and +-=.,_:@"),
-        "metadata": (r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?$", "write a path below meta-data/, such as placement/host-id")}
+        "metadata": (r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?$",
+                     "write a path below meta-data/, such as placement/host-id")}
 
 
 class ConfigError(Exception):
@@ -1475,6 +1476,7 @@ class SessionTokens:
 
     def __init__(self, key, clock=time.monotonic, randomness=os.urandom):
         self._key, self._clock, self._randomness = key, clock, randomness
+        self._expiry = functools.lru_cache(maxsize=256)(self._read_expiry)  # clients send the same one again and again
 
     def issue(self, ttl):
         """Return a new token that lives for ttl seconds; with 0 it is dead already, as on a real instance."""
@@ -1484,12 +1486,15 @@ class SessionTokens:
 
     def remaining(self, token):
         """Return the seconds that a token has yet to live, or None if it is none of ours or dead."""
-        raw = token.encode("latin-1", "replace")
-        if len(raw) != 56 or not compare_digest(raw[20:], self._seal(raw[:20])):
-            return None
-        payload = binascii.a2b_base64(raw[:20].replace(b"-", b"+").replace(b"_", b"/"))
-        left = int.from_bytes(payload[3:8], "big") / 1000 - self._clock()
+        left = self._expiry(token) - self._clock() if len(token) == 56 else 0
         return left if left > 0 else None
+
+    def _read_expiry(self, token):
+        raw = token.encode("latin-1", "replace")
+        if not compare_digest(raw[20:], self._seal(raw[:20])):
+            return 0
+        payload = binascii.a2b_base64(raw[:20].replace(b"-", b"+").replace(b"_", b"/"))
+        return int.from_bytes(payload[3:8], "big") / 1000
 
     def _seal(self, payload):
         return self._text(blake2b(payload, key=self._key, digest_size=25).digest())
@@ -2415,7 +2420,7 @@ class Log:
     """The log: whole lines, gathered and written once a round; a log that cannot be written never stops the service."""
 
     def __init__(self, clock, path=""):
-        self._clock, self._path, self._file = clock, "", None
+        self._clock, self._path, self._file, self._regular = clock, "", None, False
         self._lines, self._backlog, self._lost = [], b"", 0
         self.reopen(path)
 
@@ -2467,6 +2472,7 @@ class Log:
 
     def _use(self, file, path):
         former, self._file, self._path = self._file, file, path
+        self._regular = file is not None and stat.S_ISREG(os.fstat(file).st_mode)
         if former is not None:
             os.close(former)
 
@@ -2474,11 +2480,10 @@ class Log:
         """Return how many bytes could be written without waiting for anybody."""
         target, written = 2 if self._file is None else self._file, 0
         try:
-            regular = stat.S_ISREG(os.fstat(target).st_mode)
             while written < len(data):
-                if not regular and not _takes_more(target):  # a pipe or terminal that nobody reads
+                if not self._regular and not _takes_more(target):  # a pipe or terminal that nobody reads
                     break
-                written += os.write(target, data[written:written + (MAX_LOG_BACKLOG if regular else PIPE_BYTES)])
+                written += os.write(target, data[written:written + (MAX_LOG_BACKLOG if self._regular else PIPE_BYTES)])
         except OSError:
             pass
         return written

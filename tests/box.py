@@ -149,7 +149,7 @@ def tree(folder):
         content = ""
         if entry.is_symlink():
             content = "-> " + os.readlink(entry.path)
-        elif entry.path.startswith("/usr/"):
+        elif stat.S_ISREG(info.st_mode) and entry.path.startswith("/usr/"):
             content = "%d bytes of %d" % (info.st_size, info.st_mtime_ns)  # too much to read at each snapshot
         elif stat.S_ISREG(info.st_mode):
             with open(entry.path, "rb") as file:
