@@ -404,9 +404,9 @@ class Bench:
 
     def rates(self, columns):
         """Measure requests per second, latencies and processor time of {column: (endpoint, token)}."""
-        for _ in range(self.effort.rounds):
+        for number in range(self.effort.rounds):
             for measure, clients, renew in RATES:
-                for column, (endpoint, token) in columns.items():
+                for column, (endpoint, token) in in_turn(columns, number):
                     self._rate(measure, column, endpoint, token, clients, renew)
             for column, (endpoint, token) in columns.items():
                 self._burst(column, endpoint, token)
@@ -475,13 +475,18 @@ class Bench:
                 server.path = "/latest/meta-data/bench/00005"
                 server.take_token()
             self._run(tokens, [tokens.put()], 16, seconds=60, each=100000 // 16)
-            in_turn = [tokens.get(tokens.take_token()) for _ in range(1000)]
-            for _ in range(self.effort.rounds):
-                for measure, server in columns.items():
+            requests = [tokens.get(tokens.take_token()) for _ in range(1000)]
+            for number in range(self.effort.rounds):
+                for measure, server in in_turn(columns, number):
                     outcome = self._run(server, [server.get(server.token)], 16)
                     self.note(measure, OURS, outcome["requests"] / outcome["seconds"])
-                outcome = self._run(tokens, in_turn, 16)
+                outcome = self._run(tokens, requests, 16)
                 self.note(IN_TURN, OURS, outcome["requests"] / outcome["seconds"])
+
+
+def in_turn(columns, number):
+    """Return the columns in an order that is turned round from round to round: the place in it matters."""
+    return list(columns.items())[::-1 if number % 2 else 1]
 
 
 @contextlib.contextmanager
