@@ -9,10 +9,12 @@ profile, IMDSv1 and IMDSv2, and the whole tree of metadata. One file, standard l
     curl http://127.0.0.1:8000/latest/meta-data/iam/security-credentials/BaseIAMRole
 
 Signals: HUP reopens the log and reads the configuration again, USR1 makes new credentials now,
-TERM and INT finish what is in flight and exit 0. Files: none but those named by --config and --log.
-Environment: EC2_LOCAL_HOSTNAME, EC2_LOCAL_IPV4 (public-hostname, public-ipv4), NOTIFY_SOCKET.
+TERM and INT finish what is in flight and exit 0. Files: it writes the log only, and reads what --config
+names and what that names. Environment: EC2_LOCAL_HOSTNAME, EC2_LOCAL_IPV4 (public-hostname, public-ipv4),
+AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE (source = profile), NOTIFY_SOCKET.
 
-Reading order: configuration, credentials, routes, session tokens, HTTP, server, log and signals, main.
+Reading order: configuration, credentials, the instance, routes, faults, session tokens, the service, HTTP,
+server, log, daemon and signals, main. Each section uses only those above it.
 """
 import binascii
 import collections
@@ -47,7 +49,8 @@ def _import_without(*unused):
     import http
     absent = [name for name in unused if name not in sys.modules]
     sys.modules.update((name, _Unused(name)) for name in absent)
-    sys.modules["_hashlib"], http.client = sys.modules.get("_hashlib"), sys.modules["http.client"]
+    sys.modules.setdefault("_hashlib", None)  # None: hashlib does without it
+    http.client = sys.modules["http.client"]  # what an import would set
     try:
         import hashlib, hmac, http.server  # noqa: E401
     finally:
@@ -85,7 +88,10 @@ MAX_BACK_OFF = 60  # seconds between two attempts at a source that fails
 MAX_TARGET = 8192  # bytes, else 414
 MAX_HEAD = 16384  # bytes, else 431
 MAX_USER_DATA = 16384  # bytes, the limit of EC2
+MAX_FIELDS = 128  # header lines, else 431: a head that comes byte by byte is looked at each time
 MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at all
+MAX_CHUNKS = 64  # else 413: so is a body
+MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size, with extensions
 REQUEST_SECONDS = 10  # for a whole request, and for a reader that does not read
 IDLE_SECONDS = 60  # between two requests on one connection
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
@@ -299,7 +305,7 @@ def _check_section(path, section, pairs, keys):
 
 
 def _default(form, default):
-    if default in "=-":
+    if default in ("=", "-"):
         return None if default == "=" else ""
     return parse(form, default) if ".." in form or callable(FORMS.get(form)) else default
 
@@ -691,7 +697,7 @@ def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
 def run_command(command, timeout, cancelled):
     """Run a command without a shell and return what it prints; SourceError if it fails, hangs or floods.
 
-    It leads a process group of its own, which is killed at the end whatever happens, so that nothing is left over.
+    It leads a process group of its own, which is killed at the end whatever happens.
     """
     import shlex
     import subprocess
@@ -1453,9 +1459,9 @@ class Fault:
         self._times, self._probability = parts.get("times", float("inf")), parts.get("probability", 1)
         self._random = random.Random(name)  # seeded, so that a test that fails fails again
 
-    def strikes(self, path, now, has_token=True):
+    def strikes(self, path, now, has_token=True, has_credentials=True):
         """Tell whether a request for a path suffers from this fault; one that does counts."""
-        if self.refuse_token and not has_token:
+        if self.refuse_token and not has_token or (self.code or self.expired) and not has_credentials:
             return False
         if not self._pattern.match(path) or not (self._open_start or self._from <= now < self._until):
             return False
@@ -1538,7 +1544,8 @@ class Imds:
         self._facts["roles"] = [dict(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
         self._facts.update(_user_data(config["user-data"]))
-        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)  # will that fit, too?
+        # With all events begun: what [metadata] would collide with later is refused now.
+        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)
         self._build(self._started)
 
     def find(self, path):
@@ -1553,8 +1560,9 @@ class Imds:
 
     def striking(self, path, has_token):
         """Return the faults that a request for a path, with a session token or without, suffers from."""
-        now = self.clock()
-        return [fault for fault in self.faults if fault.strikes(path, now, has_token)]
+        now, found = self.clock(), self.find(path)
+        has_credentials = isinstance(found, Live) or found is not None and b'"Code" : ' in found.body
+        return [fault for fault in self.faults if fault.strikes(path, now, has_token, has_credentials)]
 
     def _build(self, now):
         """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
@@ -1576,7 +1584,8 @@ def _user_data(settings):
         except OSError as error:
             raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror)) from None
     if len(data) > MAX_USER_DATA:
-        raise ConfigError("[user-data] over %d bytes, which EC2 would not take" % MAX_USER_DATA)
+        raise ConfigError("[user-data] %s: over %d bytes, which EC2 would not take" % (
+            "file" if settings["file"] else "text", MAX_USER_DATA))
     return {"user-data": data} if data else {}
 
 
@@ -1623,7 +1632,7 @@ def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
 
 TOKEN_PATH = "/latest/api/token"
 CONTAINER_PATH = "/v2/credentials/"
-FAULT = "a fault of the configuration"  # in the log, and in the documents of failures
+FAULT_REASON = "a fault of the configuration"  # in the log, and in the documents of failures
 
 
 class HTTPError(Exception):
@@ -1674,7 +1683,6 @@ _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % _TCHAR)
 FIELD = re.compile(rb"(%s+):[ \t]*([\t -~\x80-\xff]*)" % _TCHAR)
 METHOD_START = rb"%s+(?: |\Z)" % _TCHAR
-BARE = rb"(?<!\r)\n|\r(?!\n|\Z)"
 CHUNK = rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n"
 CHUNK_START = rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?\Z"
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::\d{0,5})?$")
@@ -1703,7 +1711,7 @@ def read_request(received):
 def _check_unfinished(received):
     """Refuse at once what can never become a request."""
     line, complete, _ = received.partition(b"\r\n")
-    if re.search(BARE, received) or not re.match(METHOD_START, received):
+    if has_bare_end(received) or not re.match(METHOD_START, received):
         raise HTTPError(400, "malformed request")
     if complete:
         _parse_line(line)
@@ -1711,6 +1719,12 @@ def _check_unfinished(received):
         raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
     if len(received) > MAX_HEAD:
         raise HTTPError(431, "head over %d bytes" % MAX_HEAD)
+
+
+def has_bare_end(received):
+    """Tell whether there is a CR or an LF that is not one of a pair; a CR at the end may become one."""
+    pairs = received.count(b"\r\n")
+    return received.count(b"\n") != pairs or received.count(b"\r") - received.endswith(b"\r") != pairs
 
 
 def _parse_line(line):
@@ -1731,6 +1745,8 @@ def _parse_line(line):
 def parse_head(head):
     """Return the Request of a head without its empty line; kept, since clients repeat theirs to the byte."""
     line, *lines = head.split(b"\r\n")
+    if len(lines) > MAX_FIELDS:
+        raise HTTPError(431, "over %d header lines" % MAX_FIELDS)
     request = Request()
     request.method, target, request.minor = _parse_line(line)
     request.fields = fields = _parse_fields(lines)
@@ -1793,8 +1809,8 @@ def _frame(request):
 def _chunked_end(received, start):
     """Return where a chunked body ends, None while it is not all there. Raises HTTPError."""
     at = start
-    while True:
-        match = re.match(CHUNK, received[at:at + MAX_LOGGED_LINE])
+    for _ in range(MAX_CHUNKS):
+        match = re.match(CHUNK, received[at:at + MAX_CHUNK_HEAD])
         if not match and not re.match(CHUNK_START, received[at:]):
             raise HTTPError(400, "malformed chunk")
         size = int(match.group(1), 16) if match else 0
@@ -1810,6 +1826,7 @@ def _chunked_end(received, start):
             return None
         if received[at - 2:at] != b"\r\n":
             raise HTTPError(400, "malformed chunk")
+    raise HTTPError(413, "over %d chunks" % MAX_CHUNKS)
 
 
 def _trailers_end(received, at):
@@ -1818,7 +1835,7 @@ def _trailers_end(received, at):
     end = received.find(b"\r\n\r\n", at)
     if end - at > MAX_HEAD or len(received) - at > MAX_HEAD and end < 0:
         raise HTTPError(431, "trailers over %d bytes" % MAX_HEAD)
-    if re.search(BARE, received[at:]) if end < 0 else not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
+    if has_bare_end(received[at:]) if end < 0 else not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
         raise HTTPError(400, "malformed trailer")
     return end + 4 if end >= 0 else None
 
@@ -1847,7 +1864,7 @@ def aged(leaf, now):
     return Leaf(body, modified=now)
 
 
-def where(error):
+def place_of(error):
     """Return the kind and the place of an unexpected error in one line; not its text, which may hold a secret."""
     trace = error.__traceback__
     while trace.tb_next:
@@ -1898,7 +1915,7 @@ class Handler(BaseHTTPRequestHandler):
         except (Postponed, Dropped):
             raise
         except Exception as error:
-            return self.refusal(HTTPError(500, where(error)))
+            return self.refusal(HTTPError(500, place_of(error)))
 
     def do_GET(self):
         """Answer with the value at the path, or with the listing of a directory."""
@@ -1977,8 +1994,8 @@ class Handler(BaseHTTPRequestHandler):
             if path.startswith(CONTAINER_PATH):
                 raise container_error(404, "NotFound", "no such role")
             raise HTTPError(404)
-        if self.code and (isinstance(found, Live) or b'"Code" : ' in found.body):
-            return self._failure(400, self.code, FAULT)
+        if self.code:
+            return self._failure(400, self.code, FAULT_REASON)
         if isinstance(found, Leaf):
             return found
         leaf = found.leaf()
@@ -2005,9 +2022,9 @@ class Handler(BaseHTTPRequestHandler):
             if fault.reset or fault.no_answer:
                 raise Dropped(fault.reset)
             if fault.status:
-                raise HTTPError(fault.status, FAULT)
+                raise HTTPError(fault.status, FAULT_REASON)
             if fault.refuse_token:
-                raise HTTPError(401, FAULT)
+                raise HTTPError(401, FAULT_REASON)
             self.code, self.expired = self.code or fault.code, self.expired or fault.expired
 
     def refusal(self, error):
@@ -2102,6 +2119,13 @@ class Connection:
         else:
             self.deadline = min(self.deadline, self.server.now + STOP_SECONDS)
 
+    def turn_away(self):
+        """Refuse a client at once, without hearing what it wants."""
+        handler = self.server.handle(broken_request(b""), 0)
+        self._send(handler.refusal(HTTPError(503, "over %d connections" % self.server.limit)))
+        self.server.log.request(self.peer, handler, 0)
+        self.close()
+
     def close(self, reset=False):
         """Close the socket, with a reset if asked for."""
         if self.socket:
@@ -2166,7 +2190,7 @@ class Connection:
             answer = self.handler.respond()
         except Postponed as postponed:
             self._watch(0)
-            self.deadline = float("inf")
+            self.deadline = self._latest()
             self.server.call_later(postponed.seconds, self.resume)
             return
         except Dropped as dropped:
@@ -2196,13 +2220,17 @@ class Connection:
 
     def _drop(self, reset):
         """Leave a request without an answer (a fault of the configuration)."""
-        self.handler.status, self.handler.reason = 0, FAULT + ": no answer"
+        self.handler.status, self.handler.reason = 0, FAULT_REASON + ": no answer"
         self.server.log.request(self.peer, self.handler, 0)
         if reset:
             self.close(reset=True)
         else:
-            self.ending, self.deadline = "linger", float("inf")
+            self.ending, self.deadline = "linger", self._latest()
             self._watch(selectors.EVENT_READ)  # until the client gives up
+
+    def _latest(self):
+        """Return the deadline of what may take as long as it likes, unless the server stops."""
+        return self.server.now + STOP_SECONDS if self.server.stopping else float("inf")
 
     def _send_with_hop_limit(self, answer, hops):
         """Send the answer to a token PUT with an IP TTL that keeps it within so many hops (EC2 User Guide)."""
@@ -2254,7 +2282,7 @@ class Server(HTTPServer):
         self.imds, self.tokens, self.log, self.clock = None, tokens, log, clock
         self.connections, self.stopping, self.now = set(), False, time.monotonic()
         self._short_of_files = False
-        self.limit = min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES)
+        self.limit = max(1, min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES))
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
         self.selector = selectors.DefaultSelector()
         self._wake_receiver, self.waker = socket.socketpair()
@@ -2342,7 +2370,7 @@ class Server(HTTPServer):
         try:
             callback()
         except Exception as error:  # a defect costs its own connection, never the service
-            self.log.say("internal error: %s" % where(error))
+            self.log.say("internal error: %s" % place_of(error))
             connection = getattr(callback, "__self__", None)
             if isinstance(connection, Connection):
                 connection.close()
@@ -2362,16 +2390,10 @@ class Server(HTTPServer):
             client.setblocking(False)
             connection = Connection(self, client, address[0])
             if len(self.connections) >= self.limit:
-                self._turn_away(connection)
+                connection.turn_away()
                 continue
             self.connections.add(connection)
             self._guarded(connection.readable)  # often the request has come along
-
-    def _turn_away(self, connection):
-        handler = self.handle(broken_request(b""), 0)
-        connection._send(handler.refusal(HTTPError(503, "over %d connections" % self.limit)))
-        self.log.request(connection.peer, handler, 0)
-        connection.close()
 
     def _pause(self):
         """Wait for open files instead of asking for the connection that cannot be had again and again."""
@@ -2414,7 +2436,15 @@ def open_files_limit():
     return wanted if soft == resource.RLIM_INFINITY else soft
 
 
-# ---------------------------------------------------------------- log and signals --------------
+# ---------------------------------------------------------------- log --------------------------
+
+def complain(words):
+    """Write one line to stderr."""
+    try:
+        os.write(2, ("fake-metadata: %s\n" % words).encode())
+    except OSError:
+        pass
+
 
 class Log:
     """The log: whole lines, gathered and written once a round; a log that cannot be written never stops the service."""
@@ -2447,7 +2477,7 @@ class Log:
             self._use(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640), path)
         except OSError as error:
             trouble = "cannot open the log %s: %s; logging goes on %s" % (
-                path, error.strerror, "to " + self._path if self._file and self._path else "to stderr")
+                path, error.strerror, "to " + self._path if self._path else "to stderr")
             self.say(trouble)
             if self._file is not None:
                 complain(trouble)
@@ -2496,6 +2526,8 @@ def _takes_more(target):
     return any(events & select.POLLOUT and not events & select.POLLERR for _, events in poll.poll(0))
 
 
+# ---------------------------------------------------------------- daemon and signals -----------
+
 class Daemon:
     """The service as a process: its configuration, its credentials, its log, and what signals ask of it."""
 
@@ -2504,7 +2536,9 @@ class Daemon:
         self._config, self._box = load_config(options.config, environ), box_id()
         self.clock = Clock()
         self.log = Log(self.clock, options.log or self._config["server"]["log"])
-        self.address = options.address or self._config["server"]["bind"] or DEFAULT_BIND
+        self.address = self._config["server"]["bind"] or DEFAULT_BIND
+        if options.address is not None:
+            self.address = bind_address(options.address)
         self._rotations = {}
         self.server = Server(self.address, SessionTokens(session_token_key()), self.log, self.clock)
         self.server.imds = self._imds()
@@ -2528,12 +2562,14 @@ class Daemon:
 
     def dump(self):
         """Return every path with its value as it would be served, fetched where it must be."""
-        imds = self.server.imds
+        self._catch_signals()
+        imds, lines = self.server.imds, []
         for rotation in self._rotations.values():
             rotation.refresh()
-        while any(rotation.pending for rotation in self._rotations.values()):
+        while any(rotation.pending for rotation in self._rotations.values()) and not self.server.stopping:
             self.server.serve_once()
-        lines = []
+        for rotation in self._rotations.values():
+            rotation.cancel(wait=1)
         for path in imds.paths():
             found = imds.find(path)
             leaf = found if isinstance(found, Leaf) else found.leaf()
@@ -2574,7 +2610,7 @@ class Daemon:
         for rotation in self._rotations.values():
             rotation.refresh()
         give_up = self.server.now + FIRST_FETCH_WAIT
-        self.server.call_later(FIRST_FETCH_WAIT, lambda: None)
+        self.server.call_later(FIRST_FETCH_WAIT, lambda: None)  # wakes serve_once at the end of the wait
         while (any(rotation.pending for rotation in self._rotations.values()) and self.server.now < give_up
                and not self.server.stopping):
             self.server.serve_once()
@@ -2667,14 +2703,6 @@ def fill_standard_files():
             return
 
 
-def complain(words):
-    """Write one line to stderr."""
-    try:
-        os.write(2, ("fake-metadata: %s\n" % words).encode())
-    except OSError:
-        pass
-
-
 USAGE = """usage: fake_metadata.py [OPTIONS] [HOST | HOST:PORT]
 
 Fake EC2 instance metadata service for a development box; listens on 127.0.0.1:8000 unless told otherwise.
@@ -2703,10 +2731,10 @@ class Options:
                     raise ValueError("%s needs a file" % name)
             elif word in ("--test-config", "--dump", "--version", "--help", "-h"):
                 self.action = word.lstrip("-")
-            elif word.startswith("-") or self.address:
+            elif word.startswith("-") or self.address is not None:
                 raise ValueError("%s is not understood" % word)
             else:
-                self.address = bind_address(word)
+                self.address = word
 
 
 def main(arguments=None):
@@ -2718,7 +2746,7 @@ def main(arguments=None):
         sys.stderr.write("%s\nfake-metadata: %s\n" % (USAGE, error))
         return 2
     if options.action in ("help", "h", "version"):
-        print("fake-metadata " + VERSION if options.action == "version" else USAGE)
+        sys.stdout.write("fake-metadata %s\n" % VERSION if options.action == "version" else USAGE)
         return 0
     try:
         if options.action != "run":
@@ -2727,16 +2755,19 @@ def main(arguments=None):
         if options.action == "test-config":
             print("%s: configuration ok" % (options.config or "no file"))
         elif options.action == "dump":
-            print(daemon.dump())
+            sys.stdout.buffer.write(daemon.dump().encode() + b"\n")
         else:
             daemon.run()
         return 0
     except ConfigError as error:
         complain(str(error))
         notify("ERRNO=%d" % errno.EINVAL)
+    except ValueError as error:
+        complain(str(error))
+        notify("ERRNO=%d" % errno.EINVAL)
     except OSError as error:
         complain(error.strerror)
-        notify("ERRNO=%d" % abs(error.errno))
+        notify("ERRNO=%d" % abs(error.errno))  # those of a resolver are negative
     return 1
 
 

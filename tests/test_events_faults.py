@@ -484,6 +484,17 @@ def test_token_refused_once(make_imds):
     assert answers == [401, 200, 200]
 
 
+@pytest.mark.parametrize("what", ["expired", "code Failed"])
+def test_fault_of_credentials_waits_for_credentials(make_imds, what):
+    """A fault that only credentials can show is not used up by the requests before them."""
+    imds = make_imds("[faults]\nx = /latest/* %s times 1\n" % what)
+    assert ask(imds, META + "mac").status == 200
+
+    first, second = (ask(imds, CREDENTIALS).document for _ in range(2))
+
+    assert first != second
+
+
 # Faults on the wire.
 
 FAULTS = """

@@ -92,7 +92,7 @@ REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), c
 def server(tmp_path_factory):
     """Return a server that does not listen, with all it needs to answer."""
     class Options:
-        config, log, address = None, str(tmp_path_factory.mktemp("fuzz") / "log"), ("127.0.0.1", 0)
+        config, log, address = None, str(tmp_path_factory.mktemp("fuzz") / "log"), "127.0.0.1:0"
 
     daemon = fake_metadata.Daemon(Options, {})
     yield daemon.server

@@ -15,7 +15,7 @@ import time
 import pytest
 
 import fake_metadata
-from service import CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, wait_for
+from service import CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections, wait_for
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
 ONE = "[instance]\ninstance-id = i-00000000000000001\n"
@@ -214,8 +214,7 @@ def test_any_user_can_run_it(as_nobody):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--nonsense"], ["-x"], ["--config"], ["--log"], ["--config="], ["127.0.0.1", "127.0.0.2"], ["127.0.0.1:99999"],
-    ["127.0.0.1:http"], ["http://127.0.0.1:8000/"], [""], ["a b"], ["[::1"], ["--bind=127.0.0.1"]])
+    ["--nonsense"], ["-x"], ["--config"], ["--log"], ["--config="], ["127.0.0.1", "127.0.0.2"], ["--bind=127.0.0.1"]])
 def test_usage_error(capfd, arguments):
     """A command line that is not understood ends with 2, with the usage and one line of what is wrong."""
     code, (said, error) = fake_metadata.main(arguments), capfd.readouterr()
@@ -223,6 +222,15 @@ def test_usage_error(capfd, arguments):
     assert (code, said) == (2, "")
     assert error.startswith("usage: ")
     assert error.rstrip("\n").split("\n")[-1].startswith("fake-metadata: ")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:http", "http://127.0.0.1:8000/", "", "a b", "[::1"])
+def test_bad_address(capfd, address):
+    """An address that is none ends with 1 and one clear line."""
+    code, (said, error) = fake_metadata.main([address]), capfd.readouterr()
+
+    assert (code, said) == (1, "")
+    assert re.fullmatch("fake-metadata: .* is no (IPv6 )?address.*\n", error)
 
 
 def test_exit_code_of_a_usage_error():
@@ -828,3 +836,30 @@ def test_every_key_is_in_the_readme():
 
     assert keys and options
     assert [name for name in keys + options if not re.search(r"(?<![\w-])%s(?![\w-])" % name, text)] == []
+
+
+def test_stop_is_bounded_after_a_late_delay(serve):
+    """A request that is completed after TERM and then delayed does not hold up the end."""
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n")
+    with service.connect() as connection:
+        connection.sendall(b"GET /latest/meta-data/mac HTTP/1.1\r\n")
+        wait_for(lambda: open_connections(service) == 1, what="the connection")
+        service.process.terminate()
+        wait_for(lambda: "stopping" in service.log(), what="the word in the log")
+        connection.sendall(b"Host: 127.0.0.1\r\n\r\n")
+
+        assert service.process.wait(5) == 0
+
+
+def test_dump_that_is_stopped_leaves_no_command(tmp_path):
+    """--dump ended by INT ends the credential command and shows no traceback."""
+    (tmp_path / "conf").write_text("[credentials]\nsource = process\ncommand = sh -c \"echo $$ > %s; sleep 60\"\n"
+                                   % (tmp_path / "pid"))
+    dump = subprocess.Popen([sys.executable, PROGRAM, "--dump", "--config", str(tmp_path / "conf")],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), what="the command")
+
+    dump.send_signal(signal.SIGINT)
+
+    assert b"Traceback" not in dump.communicate(timeout=10)[1]
+    assert not os.path.exists("/proc/" + pid)
