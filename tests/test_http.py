@@ -257,6 +257,7 @@ HEADER_LINES = [(name, get(line), "400 closed") for name, line in [
     ("head of 100 KiB", head_of(100 * KIB), "431 closed"),
     ("head that goes on", b"GET / HTTP/1.1\r\nX: " + b"x" * 17 * KIB, "431 closed"),
     ("ten thousand headers", get(*["X: y"] * 10000), "431 closed"),
+    ("more header lines than anybody sends", get(*["X-%d: y" % n for n in range(128)]), "431 closed"),
     ("a name of 17 KiB", get("X" * 17 * KIB + ": y"), "431 closed"),
 ]
 
@@ -276,6 +277,7 @@ LENGTHS = [("Content-Length %r" % length, put(TTL, "Content-Length: " + length, 
     ("Transfer-Encoding first", put(TTL, CHUNKED, "Content-Length: 5", body=b"0\r\n\r\n"), "400 closed"),
     ("with Transfer-Encoding on a GET", get(CHUNKED, "Content-Length: 5", body=b"0\r\n\r\n"), "400 closed"),
     ("a megabyte, sent at once", put(TTL, "Content-Length: 1000000", body=b"x" * 1000000), "413 closed"),
+    ("more chunks than anybody sends", put(TTL, CHUNKED, body=b"1\r\nx\r\n" * 65 + b"0\r\n\r\n"), "413 closed"),
     ("a malformed head before a megabyte", get("bad line", body=b"x" * 1000000), "400 closed"),
 ]
 
