@@ -791,7 +791,7 @@ def test_reloading(serve, supervisor, text):
 @pytest.mark.parametrize("address", ["/nowhere/notify", "nonsense", "@", "/" + "x" * 200])
 def test_supervisor_that_is_not_there(address):
     """A supervisor that cannot be told stops nobody."""
-    fake_metadata.notify("READY=1", {"NOTIFY_SOCKET": address})
+    assert fake_metadata.notify("READY=1", {"NOTIFY_SOCKET": address}) is None
 
 
 # The README.
