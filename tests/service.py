@@ -14,6 +14,24 @@ CREDENTIALS = "/latest/meta-data/iam/security-credentials/BaseIAMRole"
 TOKEN_HEADER = "X-aws-ec2-metadata-token"
 TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
 
+# Runs the program with other limits than its own: NAME=SECONDS..., then the command line of tests/service.py.
+WITH_LIMITS = """
+import sys
+sys.path.insert(0, %r)
+import fake_metadata
+at = next(n for n, argument in enumerate(sys.argv) if "=" not in argument and n)
+for limit in sys.argv[1:at]:
+    name, value = limit.split("=")
+    assert hasattr(fake_metadata, name), name
+    setattr(fake_metadata, name, float(value))
+sys.exit(fake_metadata.main(sys.argv[at + 2:]))
+""" % ROOT
+
+
+def with_limits(**limits):
+    """Return the command that runs the program with other limits."""
+    return [sys.executable, "-c", WITH_LIMITS] + ["%s=%s" % limit for limit in limits.items()]
+
 
 def wait_for(condition, timeout=10, what="the condition"):
     """Return the first true value of condition(), asked until timeout seconds have passed."""

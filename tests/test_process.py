@@ -15,7 +15,8 @@ import time
 import pytest
 
 import fake_metadata
-from service import CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections, wait_for
+from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections, wait_for,
+                     with_limits)
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
 ONE = "[instance]\ninstance-id = i-00000000000000001\n"
@@ -543,11 +544,11 @@ def test_credentials_are_there_when_the_port_opens(serve, gate):
 
 
 def test_source_that_hangs_at_the_start(serve, gate):
-    """A source that hangs keeps the port closed for three seconds, no longer; other paths are served then."""
+    """A source that hangs keeps the port closed for FIRST_FETCH_WAIT, no longer; other paths are served then."""
     begun = time.monotonic()
-    service = serve("[credentials]\n%s" % gate.settings)
+    service = serve("[credentials]\n%s" % gate.settings, within=with_limits(FIRST_FETCH_WAIT=1))
 
-    assert 2.5 < time.monotonic() - begun < 8
+    assert 0.9 < time.monotonic() - begun < 6
     assert service.get(INSTANCE_ID)[0] == 200
 
 
@@ -685,15 +686,15 @@ def test_stop_twice(serve):
 
 
 def test_stop_with_a_client_that_says_nothing_more(serve):
-    """A client in the middle of a request that it does not end holds up the end for three seconds at most."""
-    service = serve()
+    """A client in the middle of a request that it does not end holds up the end for STOP_SECONDS and a tick at most."""
+    service = serve(within=with_limits(STOP_SECONDS=0.3))
     with service.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
         service.get("/later")
 
         service.signal(signal.SIGTERM)
 
-        assert service.process.wait(6) == 0
+        assert service.process.wait(5) == 0
 
 
 def test_session_token_over_a_restart(serve):
@@ -840,7 +841,7 @@ def test_every_key_is_in_the_readme():
 
 def test_stop_is_bounded_after_a_late_delay(serve):
     """A request that is completed after TERM and then delayed does not hold up the end."""
-    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n")
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n", within=with_limits(STOP_SECONDS=0.3))
     with service.connect() as connection:
         connection.sendall(b"GET /latest/meta-data/mac HTTP/1.1\r\n")
         wait_for(lambda: open_connections(service) == 1, what="the connection")

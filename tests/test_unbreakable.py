@@ -17,7 +17,7 @@ import pytest
 
 import fake_metadata
 from service import (CREDENTIALS, LOG_LINE, PROGRAM, ROOT, TOKEN_HEADER, TTL_HEADER, Service, check_lines, cpu_seconds,
-                     free_port, open_connections, open_files, receive_all, resident, wait_for)
+                     free_port, open_connections, open_files, receive_all, resident, wait_for, with_limits, WITH_LIMITS)
 from wire import PROBE, Wire, get, request
 
 ROOT_USER = os.geteuid() == 0
@@ -26,24 +26,6 @@ FAKETIME = next((path for path in ("/usr/lib/x86_64-linux-gnu/faketime/libfaketi
                                    "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1") if os.path.exists(path)), None)
 needs_root = pytest.mark.skipif(not ROOT_USER, reason="mounting needs root")
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
-
-# Runs the program with other limits than its own: NAME=SECONDS..., then the command line of tests/service.py.
-WITH_LIMITS = """
-import sys
-sys.path.insert(0, %r)
-import fake_metadata
-at = next(n for n, argument in enumerate(sys.argv) if "=" not in argument and n)
-for limit in sys.argv[1:at]:
-    name, value = limit.split("=")
-    assert hasattr(fake_metadata, name), name
-    setattr(fake_metadata, name, float(value))
-sys.exit(fake_metadata.main(sys.argv[at + 2:]))
-""" % ROOT
-
-
-def with_limits(**limits):
-    """Return the command that runs the program with other limits."""
-    return [sys.executable, "-c", WITH_LIMITS] + ["%s=%s" % limit for limit in limits.items()]
 
 
 def answers_within(service, seconds, count=20):
@@ -123,8 +105,9 @@ def test_deadlines(serve):
 
 
 def test_deadlines_are_those_of_the_design():
-    """The limits that these tests shorten are 10 s, 60 s, 16 KiB, 8 KiB."""
+    """The limits that tests shorten are 10 s, 60 s, 2 s, 3 s; others 16 KiB, 8 KiB."""
     assert (fake_metadata.REQUEST_SECONDS, fake_metadata.IDLE_SECONDS) == (10, 60)
+    assert (fake_metadata.STOP_SECONDS, fake_metadata.FIRST_FETCH_WAIT) == (2, 3)
     assert (fake_metadata.MAX_HEAD, fake_metadata.MAX_TARGET) == (16384, 8192)
     assert fake_metadata.MAX_BODY <= 16384
 
@@ -328,7 +311,7 @@ def test_listens_on_the_loopback_address_only(service):
 
 def test_term_finishes_what_is_in_flight(serve):
     """After TERM a request that has begun is answered, idle clients are closed, nobody new is served, the exit is 0."""
-    service = serve(within=with_limits(STOP_SECONDS=1))
+    service = serve(within=with_limits(STOP_SECONDS=0.3))
     with Wire(service) as begun, Wire(service) as idle, Wire(service) as slow:
         assert idle.kept() and begun.kept()
         begun.send(PROBE[:30])
