@@ -22,7 +22,6 @@ import errno
 import functools
 import heapq
 import itertools
-import json
 import os
 import re
 import selectors
@@ -45,22 +44,26 @@ class _Unused(type(sys)):
 
 
 def _import_without(*unused):
-    """Import what serves us without OpenSSL, email and more that comes along for others: half of a start, and 9 MB."""
+    """Import what serves us without OpenSSL, email and more that comes along for others: half of a start, and 9 MB.
+
+    The modules that have to do without are forgotten, so that whoever imports them after us gets whole ones.
+    """
     import http
-    absent = [name for name in unused if name not in sys.modules]
-    sys.modules.update((name, _Unused(name)) for name in absent)
+    known = set(sys.modules)
+    sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
     sys.modules.setdefault("_hashlib", None)  # None: hashlib does without it
     http.client = sys.modules["http.client"]  # what an import would set
     try:
         import hashlib, hmac, http.server  # noqa: E401
     finally:
-        for name in absent + ["_hashlib"] * (sys.modules["_hashlib"] is None):
-            del sys.modules[name]
+        for name in {"_hashlib", "hashlib", "hmac", "http.server", *unused} - known:
+            sys.modules.pop(name, None)
     return hashlib.blake2b, hmac.compare_digest, http.server.BaseHTTPRequestHandler, http.server.HTTPServer
 
 
-blake2b, compare_digest, BaseHTTPRequestHandler, HTTPServer = _import_without(
-    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "urllib.parse")
+blake2b, compare_digest, BaseHTTPRequestHandler, HTTPServer = _import_without(*(
+    "_md5 _sha1 _sha2 _sha256 _sha3 _sha512 copy datetime email email.utils html http.client mimetypes shutil "
+    "urllib.parse").split())
 
 VERSION = "1.0"
 DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
@@ -111,8 +114,8 @@ PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting for its rea
 # ---------------------------------------------------------------- configuration ----------------
 
 # Section, key, form, default. "-": nothing unless configured; "=": derived from other facts. A form followed by [] is a
-# list separated by commas; eni-ID is the id of a resource; the other names are those of FORMS. A value may be empty
-# where the default is "-", or where the form ends with "?": then a fact that would be derived is left out.
+# list separated by commas; eni-ID is the id of a resource; the other names are those of FORMS and PATTERNS. A value may
+# be empty where the default is "-", or where the form ends with "?": then a fact that would be derived is left out.
 SETTINGS = """
 [server]
 bind                          address                    -
@@ -270,8 +273,8 @@ def _read_sections(path):
     except OSError as error:
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-        raise ConfigError("%s: [%s] %s: stands there twice, line %d" % (
-            path, error.section, _shown(getattr(error, "option", "")), error.lineno)) from None
+        raise _wrong(path, error.section, _shown(getattr(error, "option", "")), "stands there twice, line %d" % (
+            error.lineno)) from None
     except configparser.ParsingError as error:  # its own text would show the line, which may hold a secret
         raise ConfigError("%s: line %d is neither a [section] nor key = value" % (
             path, getattr(error, "lineno", 0) or error.errors[0][0])) from None
@@ -294,27 +297,31 @@ def _check_section(path, section, pairs, keys):
     for key, text in pairs.items():
         form, default = keys.get(key) or keys.get("*") or (None, None)
         if not form:
-            raise ConfigError("%s: [%s] %s: unknown key%s" % (path, section, _shown(key), _nearest(key, keys)))
+            raise _wrong(path, section, _shown(key), "unknown key" + _nearest(key, keys))
         if not re.match(key_form, key):
-            raise ConfigError("%s: [%s] %s: %s" % (path, section, key, hint))
+            raise _wrong(path, section, key, hint)
         values[key] = "" if not text and default == "-" else _check(path, section, key, form, text)
     for key in NEEDED.get(values.get("source"), ()):
         if not values[key]:
-            raise ConfigError("%s: [%s] %s: missing; source = %s needs it" % (path, section, key, values["source"]))
+            raise _wrong(path, section, key, "missing; source = %s needs it" % values["source"])
     return values
 
 
 def _default(form, default):
     if default in ("=", "-"):
         return None if default == "=" else ""
-    return parse(form, default) if ".." in form or callable(FORMS.get(form)) else default
+    return parse(form, default) if ".." in form or form in FORMS else default
 
 
 def _check(path, section, key, form, text):
     try:
         return parse(form, text)
     except ValueError as error:
-        raise ConfigError("%s: [%s] %s: %s" % (path, section, key, error)) from None
+        raise _wrong(path, section, key, error) from None
+
+
+def _wrong(path, section, key, words):
+    return ConfigError("%s: [%s] %s: %s" % (path, section, key, words))
 
 
 def _shown(key):
@@ -343,12 +350,9 @@ def parse(form, text):
         if not (text.isascii() and text.isdigit() and len(text) < 10 and lowest <= int(text) <= highest):
             raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
         return int(text)
-    if form.endswith("-ID"):
-        return _match(text, form[:-2] + "([0-9a-f]{8}|[0-9a-f]{17})", form[:-2] + "0123456789abcdef0")
-    return _match(text, *FORMS[form]) if isinstance(FORMS[form], tuple) else FORMS[form](text)
-
-
-def _match(text, pattern, example):
+    if form in FORMS:
+        return FORMS[form](text)
+    pattern, example = PATTERNS.get(form) or (form[:-2] + "([0-9a-f]{8}|[0-9a-f]{17})", form[:-2] + "0123456789abcdef0")
     if not re.fullmatch(pattern, text, re.ASCII):
         raise ValueError("not right; write it like " + example)  # without the value, which may be a secret
     return text
@@ -431,16 +435,13 @@ def block(address, bits):
 
 def bind_address(text):
     """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
-    host, port = text, ""
-    if text.startswith("["):
-        host, end, port = text[1:].partition("]")
-        port = port[1:] if port.startswith(":") and end else "" if text.endswith("]") else "?"
-    elif text.count(":") == 1:
-        host, _, port = text.partition(":")
+    match = re.fullmatch(r"\[([\w.%:-]+)\](?::(\d{0,5}))?|([\w.%-]+)(?::(\d{0,5}))?|((?:[\w.%-]*:){2}[\w.%:-]*)",
+                         text, re.ASCII)
+    host, port = match.expand(r"\1\3\5 \2\4").split(" ") if match else ("", "")
+    if not host or int(port or 0) > 65535:
+        raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
     if ":" in host:
         ip_address(host.partition("%")[0], socket.AF_INET6)
-    if not re.fullmatch(r"[\w.%:-]+ \d{0,5}", host + " " + port, re.ASCII) or int(port or 0) > 65535:
-        raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
     return host, int(port or DEFAULT_BIND[1])
 
 
@@ -516,27 +517,30 @@ def probability(text):
     return float(text)
 
 
-FORMS = {  # name -> function, or a pattern and an example
+FORMS = {
     "any": str, "text": text, "address": bind_address, "duration": duration, "lifetime": lifetime, "time": timestamp,
     "when": when, "probability": probability, "fault": fault, "spot-interruption": spot_interruption,
     "maintenance": maintenance, "lifecycle-states": lifecycle_states, "ipv4": ip_address, "ipv4-block": ip_block,
-    "ipv6": lambda text: ip_address(text, socket.AF_INET6), "ipv6-block": lambda text: ip_block(text, socket.AF_INET6),
-    "host": (r"[\w:.-]*\w", "imds.example.com"),
-    "instance-type": (r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"),
-    "account": (r"\d{12}", "123456789012"),
-    "zone": (ZONE, "us-east-1a, a region and a letter"),
-    "zone-id": (r"[a-z0-9]+(-[a-z]+\d)?(-[a-z]+)?-(az|wlz)\d+", "use1-az1"),
-    "public-key": (r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name"),
-    "device": (r"\w+", "sdf"),
-    "device-path": (r"/dev/\w+", "/dev/xvda"),
-    "mac": (r"([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"),
-    "role": (r"[\w+=,.@-]{1,64}", "BaseIAMRole"),
-    "key-id": (r"[A-Z0-9]{16,128}", "ASIAIOSFODNN7EXAMPLE"),
-    "own-key-id": (r"[\w-]{3,128}", "ASIAIOSFODNN7EXAMPLE"),  # or "minioadmin"
-    "ascii": (r"[ -~]+", "letters without accents"),
-    "secret": (r"[!-~]+", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
-    "code": (r"[A-Za-z][A-Za-z0-9.]*", "AssumeRoleUnauthorizedAccess"),
-}
+    "ipv6": lambda text: ip_address(text, socket.AF_INET6), "ipv6-block": lambda text: ip_block(text, socket.AF_INET6)}
+
+# Form, pattern, example. An own key id may also be "minioadmin".
+PATTERNS = {row[0]: row[1:] for row in (re.split("  +", line) for line in filter(None, r"""
+host           [\w:.-]*\w                            imds.example.com
+instance-type  [a-z][a-z0-9-]*\.[a-z0-9-]+           t3.micro
+account        \d{12}                                123456789012
+zone-id        [a-z0-9]+(-[a-z]+\d)?(-[a-z]+)?-(az|wlz)\d+         use1-az1
+public-key     (ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?            ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name
+device         \w+                                   sdf
+device-path    /dev/\w+                              /dev/xvda
+mac            ([0-9a-f]{2}:){5}[0-9a-f]{2}          0e:ff:d5:40:fe:7d
+role           [\w+=,.@-]{1,64}                      BaseIAMRole
+key-id         [A-Z0-9]{16,128}                      ASIAIOSFODNN7EXAMPLE
+own-key-id     [\w-]{3,128}                          ASIAIOSFODNN7EXAMPLE
+ascii          [ -~]+                                letters without accents
+secret         [!-~]+                                wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY
+code           [A-Za-z][A-Za-z0-9.]*                 AssumeRoleUnauthorizedAccess
+""".split("\n")))}
+PATTERNS["zone"] = ZONE, "us-east-1a, a region and a letter"
 
 
 # ---------------------------------------------------------------- credentials ------------------
@@ -556,16 +560,14 @@ class Credentials(collections.namedtuple("Credentials", "keys last_updated expir
 
     def document(self, account_id=None):
         """Return the document of security-credentials/ROLE; with AccountId for the extended path (Java SDK PR 6176)."""
-        fields = [("Code", "Success"), ("LastUpdated", utc(self.last_updated)), ("Type", "AWS-HMAC"),
-                  ("AccessKeyId", self.keys.access_key_id), ("SecretAccessKey", self.keys.secret_access_key),
-                  ("Token", self.keys.session_token), ("Expiration", utc(self.expiration))]
-        return pretty_json(fields + [("AccountId", account_id)] if account_id else fields)
+        names = "Code LastUpdated Type AccessKeyId SecretAccessKey Token Expiration" + " AccountId" * bool(account_id)
+        return pretty_json(zip(names.split(), (
+            "Success", utc(self.last_updated), "AWS-HMAC", *self.keys[:3], utc(self.expiration), account_id)))
 
     def container_document(self, role_arn, account_id):
         """Return the document of the ECS and EKS endpoints (AWS SDK reference, container credential provider)."""
-        return json.dumps({"RoleArn": role_arn, "AccessKeyId": self.keys.access_key_id,
-                           "SecretAccessKey": self.keys.secret_access_key, "Token": self.keys.session_token,
-                           "Expiration": utc(self.expiration), "AccountId": account_id})
+        return compact_json(zip("RoleArn AccessKeyId SecretAccessKey Token Expiration AccountId".split(), (
+            role_arn, *self.keys[:3], utc(self.expiration), account_id)))
 
 
 def utc(seconds):
@@ -575,11 +577,24 @@ def utc(seconds):
 
 def pretty_json(fields):
     """Return a JSON object as the real service writes it: two spaces, blanks around the colon, no final LF."""
-    return "{\n%s\n}" % ",\n".join("  %s : %s" % (json.dumps(key), _json_value(value)) for key, value in fields)
+    return "{\n%s\n}" % ",\n".join("  %s : %s" % (quoted(key), _json_value(value)) for key, value in fields)
+
+
+def compact_json(fields, comma=", ", colon=": "):
+    """Return a JSON object in one line; all values are strings."""
+    return "{%s}" % comma.join(quoted(key) + colon + quoted(value) for key, value in fields)
+
+
+def quoted(text):
+    """Return a JSON string; by hand, since importing json for it takes 2 ms of each start."""
+    text = re.sub(r'["\\]', r"\\\g<0>", text)
+    return '"%s"' % re.sub("[\0-\x1f]", lambda character: "\\u%04x" % ord(character.group()), text)
 
 
 def _json_value(value):
-    return "[ %s ]" % ", ".join(map(json.dumps, value)) if isinstance(value, list) else json.dumps(value)
+    if isinstance(value, list):
+        return "[ %s ]" % ", ".join(map(quoted, value))
+    return "null" if value is None else quoted(value)
 
 
 def failure_document(code, message, now):
@@ -666,6 +681,7 @@ def _read_settled(path, cancelled):
 
 def process(settings, randomness, cancelled):
     """Return the keys that a command prints, in the protocol of credential_process (AWS SDK reference, version 1)."""
+    import json
     output = run_command(settings["command"], settings["timeout"], cancelled)
     try:
         found = json.loads(output.decode("utf-8"))
@@ -749,10 +765,10 @@ def _read_command(child, deadline, cancelled):
 
 def _command_environment(environ):
     """Return what a credential command gets: never the way back to this service, which would ask itself."""
-    kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "DBUS_SESSION_BUS_ADDRESS",
-            "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE")
-    environment = {name: value for name, value in environ.items() if name in kept or name.startswith((
-        "AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE")) and not name.startswith(("AWS_EC2_", "AWS_CONTAINER_"))}
+    kept = ("PATH HOME USER LOGNAME SHELL LANG TZ TMPDIR DBUS_SESSION_BUS_ADDRESS SSL_CERT_FILE HTTP_PROXY HTTPS_PROXY "
+            "NO_PROXY http_proxy https_proxy no_proxy").split()
+    environment = {name: value for name, value in environ.items() if name in kept or re.match(
+        "AWS_(?!EC2_|CONTAINER_)|LC_|XDG_|GPG|PASSWORD_STORE", name)}
     return dict(environment, AWS_EC2_METADATA_DISABLED="true")
 
 
@@ -906,6 +922,7 @@ def margin(validity):
 # empty stays away. Nothing contradicts anything, since nothing is said twice.
 INSTANCE_FACTS = {
     "instance-id": lambda f: unique("i-", f["box"]),
+    "document-version": lambda f: "2017-09-30",  # of the identity document
     "availability-zone-id": lambda f: f["zone-id"],
     "architecture": lambda f: "arm64" if f["family"] == "a1" or "g" in f["family"].lstrip(LETTERS) else "x86_64",
     "system": lambda f: "xen" if f["family"] in XEN_FAMILIES else "nitro",
@@ -1131,29 +1148,28 @@ def event_facts(events, start, now):
     "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target lifecycle state".
     """
     facts, moments = {"scheduled": [], "history": []}, []
-    if events["spot-interruption"]:
-        at, action = events["spot-interruption"]
+
+    def begun(at):
         moments.append(at(start))
-        if now >= at(start):
-            facts["spot-action"] = action
-            facts["spot-time"] = utc(at(start) + (0 if action == "hibernate" else 120))  # a notice of two minutes
-    if events["rebalance-recommendation"]:
-        moments.append(events["rebalance-recommendation"](start))
-        if now >= moments[-1]:
-            facts["notice-time"] = utc(moments[-1])
-    for at, state in sorted((at(start), state) for at, state in events["target-lifecycle-state"]):
-        moments.append(at)
-        if now >= at:
+        return now >= moments[-1]
+
+    if events["spot-interruption"] and begun(events["spot-interruption"][0]):
+        facts["spot-action"] = events["spot-interruption"][1]
+        facts["spot-time"] = utc(moments[-1] + (0 if facts["spot-action"] == "hibernate" else 120))  # two minutes' notice
+    if events["rebalance-recommendation"] and begun(events["rebalance-recommendation"]):
+        facts["notice-time"] = utc(moments[-1])
+    for at, state in sorted(events["target-lifecycle-state"], key=lambda row: row[0](start)):
+        if begun(at):
             facts["target-lifecycle-state"] = state
     for number, (at, code, not_before, not_after, end, state) in enumerate(events["scheduled-maintenance"]):
-        moments += [at(start), end(start)]
-        if now >= at(start):
-            over = now >= end(start)
-            facts["history" if over else "scheduled"].append((
-                ("NotBefore", _event_time(not_before(start))), ("Code", code),
-                ("Description", ("[%s] " % state.capitalize() if over else "") + MAINTENANCE[code]),
-                ("EventId", unique("instance-event-", str(int(at(start))), str(number))),
-                ("NotAfter", _event_time(not_after(start))), ("State", state if over else "active")))
+        over = begun(end)
+        if begun(at):
+            facts["history" if over else "scheduled"].append(list(zip(
+                "NotBefore Code Description EventId NotAfter State".split(),
+                (_event_time(not_before(start)), code,
+                 ("[%s] " % state.capitalize() if over else "") + MAINTENANCE[code],
+                 unique("instance-event-", str(int(moments[-1])), str(number)),
+                 _event_time(not_after(start)), state if over else "active"))))
     return facts, min((moment for moment in moments if moment > now), default=float("inf"))
 
 
@@ -1163,18 +1179,33 @@ def _event_time(seconds):
 
 # ---------------------------------------------------------------- routes -----------------------
 
+# Key, and the fact that it shows; []: a list of those that stand in lines; null where there is none.
+IDENTITY_DOCUMENT = """
+accountId                account-id
+architecture             architecture
+availabilityZone         availability-zone
+billingProducts          billing-products[]
+devpayProductCodes       -
+marketplaceProductCodes  product-codes[]
+imageId                  ami-id
+instanceId               instance-id
+instanceType             instance-type
+kernelId                 kernel-id
+pendingTime              pending-time
+privateIp                first-ipv4
+ramdiskId                ramdisk-id
+region                   region
+version                  document-version
+"""
+
+
 def identity_document(facts):
     """Return the instance identity document, keys in the order of the real one."""
-    def codes(key):
-        return facts[key].split("\n") if key in facts else None
-    return pretty_json([
-        ("accountId", facts["account-id"]), ("architecture", facts["architecture"]),
-        ("availabilityZone", facts["availability-zone"]), ("billingProducts", codes("billing-products")),
-        ("devpayProductCodes", None), ("marketplaceProductCodes", codes("product-codes")),
-        ("imageId", facts["ami-id"]), ("instanceId", facts["instance-id"]), ("instanceType", facts["instance-type"]),
-        ("kernelId", facts.get("kernel-id")), ("pendingTime", facts["pending-time"]),
-        ("privateIp", facts.get("local-ipv4", "").split("\n")[0] or None), ("ramdiskId", facts.get("ramdisk-id")),
-        ("region", facts["region"]), ("version", "2017-09-30")])
+    fields = []
+    for key, fact in (line.split() for line in IDENTITY_DOCUMENT.strip().split("\n")):
+        value = facts.get(fact.rstrip("[]"))
+        fields.append((key, value.split("\n") if value and fact.endswith("[]") else value))
+    return pretty_json(fields)
 
 
 def maintenance_events(key):
@@ -1187,7 +1218,7 @@ def maintenance_events(key):
 
 def spot_action(facts):
     """Return the notice that node termination handlers poll for: one line, {"action": "terminate", "time": "..."}."""
-    return json.dumps({"action": facts["spot-action"], "time": facts["spot-time"]})
+    return compact_json([("action", facts["spot-action"]), ("time", facts["spot-time"])])
 
 
 def termination_time(facts):
@@ -1197,7 +1228,7 @@ def termination_time(facts):
 
 def all_tags(facts):
     """Return all tags as one JSON object."""
-    return json.dumps({member["tag"]: member["tag-value"] for member in facts["tags"]}, separators=(",", ":"))
+    return compact_json([(member["tag"], member["tag-value"]) for member in facts["tags"]], ",", ":")
 
 
 def iam_info(facts):
@@ -1351,7 +1382,7 @@ class Listing(Leaf):
 class Live:
     """A value that changes while the tree stays: credentials, rendered once per generation."""
 
-    __slots__ = ("rotation", "_render", "_credentials", "_leaf")
+    __slots__ = "rotation _render _credentials _leaf".split()
 
     def __init__(self, rotation, render):
         self.rotation, self._render, self._credentials, self._leaf = rotation, render, None, None
@@ -1459,9 +1490,11 @@ class Fault:
         self._times, self._probability = parts.get("times", float("inf")), parts.get("probability", 1)
         self._random = random.Random(name)  # seeded, so that a test that fails fails again
 
-    def strikes(self, path, now, has_token=True, has_credentials=True):
-        """Tell whether a request for a path suffers from this fault; one that does counts."""
-        if self.refuse_token and not has_token or (self.code or self.expired) and not has_credentials:
+    def strikes(self, path, now, has_token=True, found=None):
+        """Tell whether a request for a path, where `found` is, suffers from this fault; one that does counts."""
+        live = isinstance(found, Live)
+        if self.refuse_token and not has_token or self.expired and not live or (
+                self.code and not live and b'"Code" : ' not in getattr(found, "body", b"")):
             return False
         if not self._pattern.match(path) or not (self._open_start or self._from <= now < self._until):
             return False
@@ -1521,6 +1554,10 @@ def session_token_key(path="/proc/sys/kernel/random/boot_id"):
 
 # ---------------------------------------------------------------- the service ------------------
 
+# IMDS, the container endpoints of ECS and EKS, and this box.
+OWN_HOSTS = "169.254.169.254 fd00:ec2::254 169.254.170.2 169.254.170.23 fd00:ec2::23 127.0.0.1 ::1 localhost".split()
+
+
 class Imds:
     """The metadata service as one configuration describes it: options, tree and faults.
 
@@ -1534,9 +1571,8 @@ class Imds:
         self.token_required = options["http-tokens"] == "required"
         self.hop_limit = options["http-put-response-hop-limit"]
         self.authorization = config["container"]["authorization-token"]
-        self.hosts = {host.lower().strip("[]") for host in (
-            "169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23", "127.0.0.1",
-            "localhost", "::1", *hosts, *config["server"]["allowed-hosts"].split("\n")) if host}
+        self.hosts = {host.lower().strip("[]") for host in [
+            *OWN_HOSTS, *hosts, *config["server"]["allowed-hosts"].split("\n")] if host}
         self.clock, self._started, self._events = clock, clock(), config["events"]
         self.faults = [Fault(name, parts, self._started) for name, parts in config["faults"].items()]
         self._own = list(config["metadata"].items())
@@ -1561,8 +1597,7 @@ class Imds:
     def striking(self, path, has_token):
         """Return the faults that a request for a path, with a session token or without, suffers from."""
         now, found = self.clock(), self.find(path)
-        has_credentials = isinstance(found, Live) or found is not None and b'"Code" : ' in found.body
-        return [fault for fault in self.faults if fault.strikes(path, now, has_token, has_credentials)]
+        return [fault for fault in self.faults if fault.strikes(path, now, has_token, found)]
 
     def _build(self, now):
         """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
@@ -1598,7 +1633,7 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
               config["credentials"]["role"]: config["credentials"]}
     for section in (section for section in config if section.startswith("role ")):
         role = section.partition(" ")[2].strip()
-        if role in wanted or not re.fullmatch(FORMS["role"][0], role, re.ASCII):
+        if role in wanted or not re.fullmatch(PATTERNS["role"][0], role, re.ASCII):
             raise ConfigError("[%s]: %s" % (section, "there is a role of that name already" if role in wanted else
                                             "not the name of a role; letters, digits and _+=,.@-"))
         wanted[role] = config[section]
@@ -1651,30 +1686,25 @@ def phrase(status):
 
 def container_error(status, code, message):
     """Return a refusal in the form of the container endpoints."""
-    return HTTPError(status, message, body=json.dumps({"Code": code, "Message": message}))
+    return HTTPError(status, message, body=compact_json([("Code", code), ("Message", message)]))
 
 
 class Postponed(Exception):
     """Ask the handler again after so many seconds; nobody else waits."""
 
-    def __init__(self, seconds):
-        super().__init__(seconds)
-        self.seconds = seconds
+    seconds = property(lambda self: self.args[0])
 
 
 class Dropped(Exception):
     """Answer nothing: reset the connection, or leave it open without a word."""
 
-    def __init__(self, reset):
-        super().__init__(reset)
-        self.reset = reset
+    reset = property(lambda self: self.args[0])
 
 
 class Request:
     """What the head of a well-formed request says; `line` and `agent` are escaped for the log."""
 
-    __slots__ = ("method", "path", "hosts", "fields", "minor", "persistent", "expects", "length", "chunked", "line",
-                 "agent")
+    __slots__ = "method path hosts fields minor persistent expects length chunked line agent".split()
 
 
 # Requests are checked before anything is decided from them: what is not well-formed by RFC 9112 is refused, also where
@@ -1893,15 +1923,17 @@ class Handler(BaseHTTPRequestHandler):
     After `respond`, `status`, `size` and `reason` are for the log, `hop_limit` for the socket.
     """
 
+    status, size, reason, hop_limit = 200, 0, "", 0
+    ttl = b""  # the header with the seconds that the session token has left
+    faults, delay, code, expired = (), 0, None, None
+
     def __init__(self, request, imds, tokens, clock, patient_until):
         self.request, self.imds, self.tokens, self.clock = request, imds, tokens, clock
-        self.status, self.size, self.reason, self.hop_limit = 200, 0, "", 0
         self.persistent = request.persistent  # whether the connection stays open; the server may decide otherwise
-        self.ttl = b""  # the header with the seconds that the session token has left
-        self.faults = imds.striking(request.path, TOKEN_HEADER in request.fields) if imds.faults else []
-        self.delay = sum(fault.delay or 0 for fault in self.faults)
-        self.code = self.expired = None
         self._patient_until = patient_until
+        if imds.faults:
+            self.faults = imds.striking(request.path, TOKEN_HEADER in request.fields)
+            self.delay = sum(fault.delay or 0 for fault in self.faults)
 
     def respond(self):
         """Return the whole answer as bytes. Raises Postponed or Dropped where there is none now, or none ever."""
@@ -2055,8 +2087,7 @@ class Handler(BaseHTTPRequestHandler):
 class Connection:
     """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
 
-    __slots__ = ("server", "socket", "peer", "received", "unsent", "deadline", "idle_until", "handler", "started",
-                 "ending", "asked", "watched")
+    __slots__ = "server socket peer received unsent deadline idle_until handler started ending asked watched".split()
 
     def __init__(self, server, client, peer):
         self.server, self.socket, self.peer = server, client, peer
@@ -2167,7 +2198,7 @@ class Connection:
         self.received, self.asked, self.started = self.received[end:], False, time.monotonic()
         self.handler = self.server.handle(request, self.started)
         self._respond()
-        return not (self.handler or self.unsent) and self.socket is not None
+        return bool(self.received and self.socket) and not (self.handler or self.unsent)
 
     def _settle(self):
         """Wait for more of the client, or end what is to be ended."""
@@ -2759,15 +2790,9 @@ def main(arguments=None):
         else:
             daemon.run()
         return 0
-    except ConfigError as error:
-        complain(str(error))
-        notify("ERRNO=%d" % errno.EINVAL)
-    except ValueError as error:
-        complain(str(error))
-        notify("ERRNO=%d" % errno.EINVAL)
-    except OSError as error:
-        complain(error.strerror)
-        notify("ERRNO=%d" % abs(error.errno))  # those of a resolver are negative
+    except (ConfigError, ValueError, OSError) as error:
+        complain(getattr(error, "strerror", None) or str(error))
+        notify("ERRNO=%d" % abs(getattr(error, "errno", None) or errno.EINVAL))  # those of a resolver are negative
     return 1
 
 

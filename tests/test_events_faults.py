@@ -455,6 +455,17 @@ def test_expired_leaves_other_paths(make_imds):
     assert value(make_imds("[faults]\nx = /* expired\n"), META + "iam/info") == value(make_imds(), META + "iam/info")
 
 
+def test_expired_counts_credentials_only(make_imds, clock):
+    """A request for anything else does not use up a time of expired credentials."""
+    imds = make_imds("[faults]\nx = /* expired times 1\n")
+    for path in ("iam/info", "mac", "no/such/path", "iam/security-credentials"):
+        ask(imds, META + path)
+
+    first, second = ask(imds, CREDENTIALS).document, ask(imds, CREDENTIALS).document
+
+    assert first["Expiration"] == utc(clock.now - 3600) != second["Expiration"]
+
+
 def test_expired_for_a_while(make_imds, clock):
     """Credentials are good again when the fault is over."""
     imds = make_imds("[credentials]\n%s[faults]\nx = /* expired for 5m\n" % STATIC)
