@@ -100,8 +100,10 @@ IDLE_SECONDS = 60  # between two requests on one connection
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
 STOP_SECONDS = 2  # after TERM, for requests in flight; init scripts kill after 5
 MAX_CONNECTIONS = 4096
+FEW_CONNECTIONS = 128  # until there are more the limit of open files is left as it is
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
+LOOKS = 30  # for the next request before the server sleeps, some 40 µs
 REQUESTS_PER_TURN = 16  # pipelined requests of one client that are answered before the others are looked at
 
 # Log.
@@ -1155,7 +1157,8 @@ def event_facts(events, start, now):
 
     if events["spot-interruption"] and begun(events["spot-interruption"][0]):
         facts["spot-action"] = events["spot-interruption"][1]
-        facts["spot-time"] = utc(moments[-1] + (0 if facts["spot-action"] == "hibernate" else 120))  # two minutes' notice
+        notice = 0 if facts["spot-action"] == "hibernate" else 120  # two minutes
+        facts["spot-time"] = utc(moments[-1] + notice)
     if events["rebalance-recommendation"] and begun(events["rebalance-recommendation"]):
         facts["notice-time"] = utc(moments[-1])
     for at, state in sorted(events["target-lifecycle-state"], key=lambda row: row[0](start)):
@@ -1396,6 +1399,7 @@ class Live:
         return self._leaf
 
 
+@functools.lru_cache(maxsize=4)
 def http_date(seconds):
     """Return the form of dates in HTTP headers, Tue, 01 Dec 2026 08:00:00 GMT."""
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
@@ -1580,8 +1584,8 @@ class Imds:
         self._facts["roles"] = [dict(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
         self._facts.update(_user_data(config["user-data"]))
-        # With all events begun: what [metadata] would collide with later is refused now.
-        self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)
+        if any(self._events.values()):  # with all begun: what [metadata] would collide with later is refused now
+            self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)
         self._build(self._started)
 
     def find(self, path):
@@ -1702,9 +1706,9 @@ class Dropped(Exception):
 
 
 class Request:
-    """What the head of a well-formed request says; `line` and `agent` are escaped for the log."""
+    """What the head of a well-formed request says; `act` is the Handler's method, `line` and `agent` go to the log."""
 
-    __slots__ = "method path hosts fields minor persistent expects length chunked line agent".split()
+    __slots__ = "method act path hosts fields minor persistent expects length chunked line agent".split()
 
 
 # Requests are checked before anything is decided from them: what is not well-formed by RFC 9112 is refused, also where
@@ -1779,6 +1783,7 @@ def parse_head(head):
         raise HTTPError(431, "over %d header lines" % MAX_FIELDS)
     request = Request()
     request.method, target, request.minor = _parse_line(line)
+    request.act = getattr(Handler, "do_" + request.method)
     request.fields = fields = _parse_fields(lines)
     request.line = escaped(line)[:MAX_LOGGED_LINE]
     request.agent = escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
@@ -1941,7 +1946,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.faults:
                 self._suffer()
             self._admit()
-            return getattr(self, "do_" + self.request.method)()
+            return self.request.act(self)
         except HTTPError as error:
             return self.refusal(error)
         except (Postponed, Dropped):
@@ -2107,7 +2112,7 @@ class Connection:
     def readable(self):
         """Receive what has come, answer every request that is complete."""
         try:
-            data = self.socket.recv(65536)
+            data = self.socket.recv(MAX_HEAD)
         except (BlockingIOError, InterruptedError):
             self._watch(selectors.EVENT_READ)
             return
@@ -2232,11 +2237,12 @@ class Connection:
         self.deadline = self.server.now + REQUEST_SECONDS if self.received else self.idle_until
         if not handler.persistent:
             self.ending = "after"
-        self.server.log.request(self.peer, handler, time.monotonic() - self.started)
+        spent = time.monotonic() - self.started
         if handler.hop_limit:
             self._send_with_hop_limit(answer, handler.hop_limit)
         else:
             self._send(answer)
+        self.server.log.request(self.peer, handler, spent)  # while the client reads
 
     def _refuse(self, error):
         """Answer what cannot be read as a request, and close, since nobody knows where the next one would begin."""
@@ -2312,8 +2318,8 @@ class Server(HTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.imds, self.tokens, self.log, self.clock = None, tokens, log, clock
         self.connections, self.stopping, self.now = set(), False, time.monotonic()
-        self._short_of_files = False
-        self.limit = max(1, min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES))
+        self._short_of_files = self._busy = False
+        self.limit = max(1, min(FEW_CONNECTIONS, os.sysconf("SC_OPEN_MAX") - RESERVED_FILES))
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
         self.selector = selectors.DefaultSelector()
         self._wake_receiver, self.waker = socket.socketpair()
@@ -2344,8 +2350,17 @@ class Server(HTTPServer):
         self.log.flush()
 
     def serve_once(self):
-        """Serve what is ready, or wait for it or for the next timer."""
-        ready = self.selector.select(max(0, self._timers[0][0] - time.monotonic()) if self._timers else None)
+        """Serve what is ready, or wait for it or for the next timer.
+
+        After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
+        """
+        for _ in range(LOOKS if self._busy else 0):
+            ready = self.selector.select(0)
+            if ready:
+                break
+        else:
+            ready = self.selector.select(max(0, self._timers[0][0] - time.monotonic()) if self._timers else None)
+        self._busy = bool(ready)
         self.now = time.monotonic()
         self.clock.tick()
         for key, events in ready:
@@ -2420,11 +2435,16 @@ class Server(HTTPServer):
             self._short_of_files = False
             client.setblocking(False)
             connection = Connection(self, client, address[0])
-            if len(self.connections) >= self.limit:
+            if self._full():
                 connection.turn_away()
                 continue
             self.connections.add(connection)
             self._guarded(connection.readable)  # often the request has come along
+
+    def _full(self):
+        if len(self.connections) >= self.limit:
+            self.limit = max(1, min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES))
+        return len(self.connections) >= self.limit
 
     def _pause(self):
         """Wait for open files instead of asking for the connection that cannot be had again and again."""
@@ -2595,10 +2615,7 @@ class Daemon:
         """Return every path with its value as it would be served, fetched where it must be."""
         self._catch_signals()
         imds, lines = self.server.imds, []
-        for rotation in self._rotations.values():
-            rotation.refresh()
-        while any(rotation.pending for rotation in self._rotations.values()) and not self.server.stopping:
-            self.server.serve_once()
+        self._first_credentials(86400)
         for rotation in self._rotations.values():
             rotation.cancel(wait=1)
         for path in imds.paths():
@@ -2625,7 +2642,7 @@ class Daemon:
         """Take the port, fetch the first credentials, open the port and say so."""
         try:
             self.server.server_bind()
-            self._first_credentials()
+            self._first_credentials(FIRST_FETCH_WAIT)
             if self.server.stopping:
                 return
             self.server.server_activate()
@@ -2635,13 +2652,13 @@ class Daemon:
         self.server.call_later(1, self._tick)
         self._announce()
 
-    def _first_credentials(self):
-        """Wait for the first credentials before the port opens, but not for ever."""
+    def _first_credentials(self, patience):
+        """Fetch the first credentials and wait for them, so many seconds at most."""
         self.server.now = time.monotonic()
         for rotation in self._rotations.values():
             rotation.refresh()
-        give_up = self.server.now + FIRST_FETCH_WAIT
-        self.server.call_later(FIRST_FETCH_WAIT, lambda: None)  # wakes serve_once at the end of the wait
+        give_up = self.server.now + patience
+        self.server.call_later(patience, lambda: None)  # wakes serve_once at the end of the wait
         while (any(rotation.pending for rotation in self._rotations.values()) and self.server.now < give_up
                and not self.server.stopping):
             self.server.serve_once()

@@ -37,6 +37,7 @@ CREDENTIALS = "/latest/meta-data/iam/security-credentials/BaseIAMRole"
 TOKEN_HEADER = "X-aws-ec2-metadata-token"
 DOCUMENT_BYTES = 1278  # of the credentials document; the other two serve as much
 IDLE_CONNECTIONS = 1000
+PYTHON = [sys.executable, "-S"]  # a .pth file in site-packages may import most of what the plain server needs
 BURST_CLIENTS = 200
 BURST_PATIENCE = 3  # seconds
 START_PATIENCE = 10  # seconds
@@ -148,7 +149,7 @@ class Server(Endpoint):
         """Start it; return the seconds until its first answer."""
         began = time.perf_counter()
         command = [part.replace("{port}", str(self.port)) for part in self._command]
-        self.process = subprocess.Popen([sys.executable] + command, cwd=self._folder, stdin=subprocess.DEVNULL,
+        self.process = subprocess.Popen(PYTHON + command, cwd=self._folder, stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not self._answers():
             if time.perf_counter() - began > START_PATIENCE or self.process.poll() is not None:
