@@ -16,21 +16,31 @@ AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE (source = profile), NOTIFY_SOCKET.
 Reading order: configuration, credentials, the instance, routes, faults, session tokens, the service, HTTP,
 server, log, daemon and signals, main. Each section uses only those above it.
 """
+import gc
+gc.disable()  # while importing, which makes no garbage
 import binascii
 import collections
 import errno
 import functools
-import heapq
 import itertools
 import os
 import re
 import selectors
-import signal
 import socket
 import stat
 import sys
 import threading
 import time
+
+
+try:  # what signal, hashlib and hmac give, without enumerations, OpenSSL and other digests: 3 MB, 2 ms of each start
+    import _signal as signal
+    from _blake2 import blake2b
+    from _operator import _compare_digest as compare_digest
+except ImportError:
+    import signal
+    from hashlib import blake2b
+    from hmac import compare_digest
 
 
 class _Unused(type(sys)):
@@ -43,27 +53,27 @@ class _Unused(type(sys)):
         return self
 
 
-def _import_without(*unused):
-    """Import what serves us without OpenSSL, email and more that comes along for others: half of a start, and 9 MB.
+def _import_http_server_without(*unused):
+    """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
 
-    The modules that have to do without are forgotten, so that whoever imports them after us gets whole ones.
+    It is forgotten again, so that whoever imports it after us gets a whole one.
     """
     import http
     known = set(sys.modules)
     sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
-    sys.modules.setdefault("_hashlib", None)  # None: hashlib does without it
     http.client = sys.modules["http.client"]  # what an import would set
     try:
-        import hashlib, hmac, http.server  # noqa: E401
+        import http.server
     finally:
-        for name in {"_hashlib", "hashlib", "hmac", "http.server", *unused} - known:
+        for name in {"http.server", *unused} - known:
             sys.modules.pop(name, None)
-    return hashlib.blake2b, hmac.compare_digest, http.server.BaseHTTPRequestHandler, http.server.HTTPServer
+    return http.server.BaseHTTPRequestHandler, http.server.HTTPServer
 
 
-blake2b, compare_digest, BaseHTTPRequestHandler, HTTPServer = _import_without(*(
-    "_md5 _sha1 _sha2 _sha256 _sha3 _sha512 copy datetime email email.utils html http.client mimetypes shutil "
-    "urllib.parse").split())
+BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(
+    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "urllib.parse")
+gc.freeze()  # these modules stay: nobody need look for garbage among them
+gc.enable()
 
 VERSION = "1.0"
 DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
@@ -103,7 +113,7 @@ MAX_CONNECTIONS = 4096
 FEW_CONNECTIONS = 128  # until there are more the limit of open files is left as it is
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
-LOOKS = 30  # for the next request before the server sleeps, some 40 µs
+LOOKS = 30  # for the next request before the server sleeps, some 40 microseconds
 REQUESTS_PER_TURN = 16  # pipelined requests of one client that are answered before the others are looked at
 
 # Log.
@@ -491,10 +501,10 @@ def _words(text, count, example):
     return words
 
 
-FAULT_ACTIONS = {"status": "400..599", "delay": "duration", "reset": None, "no-answer": None, "expired": None,
-                 "refuse-token": None, "code": "code"}  # word -> form of what follows it; None: nothing
-FAULT_WORDS = dict(FAULT_ACTIONS, **{"from": "when", "for": "duration", "times": "1..999999999",
-                                     "probability": "probability"})
+FAULT_ACTIONS = {"status": "400..599", "delay": "duration", **dict.fromkeys(
+    "reset no-answer expired refuse-token".split()), "code": "code"}  # word -> form of what follows it; None: nothing
+FAULT_WORDS = {**FAULT_ACTIONS, "from": "when", "for": "duration", "times": "1..999999999",
+               "probability": "probability"}
 
 
 def fault(text):
@@ -795,18 +805,15 @@ class Rotation:
     wall clock, since credentials expire by it; `monotonic` paces the attempts.
     """
 
+    _good = _thread = None  # the Credentials, the thread of a slow fetch
+    _fetching = _again = False  # again: asked for while a fetch was under way
+    _refresh_at = _failures = _retry_at = 0  # the last one on the monotonic clock, after a failure
+
     def __init__(self, role, settings, fetch, report, post=None, clock=time.time, monotonic=time.monotonic):
         self.role, self.settings = role, settings
         self._fetch, self._report, self._post, self._files = fetch, report, post, watched_files(settings)
         self._clock, self._monotonic = clock, monotonic
-        self._good = None  # Credentials
-        self._refresh_at = 0
-        self._fetching = False
-        self._again = False  # asked for while a fetch was under way
-        self._failures = 0
-        self._retry_at = 0  # on the monotonic clock, after a failure
-        self._seen = self._fingerprint()
-        self._cancelled, self._thread = threading.Event(), None
+        self._seen, self._cancelled = self._fingerprint(), threading.Event()
 
     def current(self):
         """Return the Credentials of now, or None: never expired ones, whatever the clock does."""
@@ -973,9 +980,18 @@ INTERFACE_FACTS = {  # "first" is the interface of the instance, "others" are th
         f, "first-ipv6", "subnet-ipv6-cidr-blocks", max(64, _bits(f["vpc-ipv6-cidr-blocks"]))),
     "subnet-id": lambda f: _subnet_id(f),
 }
-TOLD_ALIKE = (  # by all interfaces in one VPC, in one subnet
-    ("vpc-id", "vpc-ipv4-cidr-blocks"), ("vpc-id", "vpc-ipv6-cidr-blocks"),
-    ("subnet-id", "subnet-ipv4-cidr-block"), ("subnet-id", "subnet-ipv6-cidr-blocks"))
+TOLD_ALIKE = """
+vpc-id     vpc-ipv4-cidr-blocks
+vpc-id     vpc-ipv6-cidr-blocks
+subnet-id  subnet-ipv4-cidr-block
+subnet-id  subnet-ipv6-cidr-blocks
+"""  # by all interfaces in one VPC, in one subnet
+WITHIN = """
+local-ipv4               subnet-ipv4-cidr-block
+subnet-ipv4-cidr-block   vpc-ipv4-cidr-blocks
+ipv6                     subnet-ipv6-cidr-blocks
+subnet-ipv6-cidr-blocks  vpc-ipv6-cidr-blocks
+"""  # what must be in what
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 XEN_FAMILIES = set("t1 t2 m1 m2 m3 m4 c1 c3 c4 cc2 cr1 r3 r4 i2 d2 x1 x1e g2 g3 g3s p2 p3 hs1 f1 h1".split())
 
@@ -1022,7 +1038,7 @@ def _interfaces(config, instance):
         except ValueError as error:
             raise ConfigError("[%s] %s" % (section, error)) from None
         interfaces.append(facts)
-    for group, key in TOLD_ALIKE:
+    for group, key in map(str.split, TOLD_ALIKE.strip().split("\n")):
         told = {facts[group]: [] for facts in interfaces}
         for facts in interfaces:
             told[facts[group]] += [item for item in facts[key].split("\n") if item and item not in told[facts[group]]]
@@ -1119,12 +1135,11 @@ def _group_ids(facts, groups):
 
 def _check_interface(facts):
     """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
-    for inner, outer in (("local-ipv4", "subnet-ipv4-cidr-block"), ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"),
-                         ("ipv6", "subnet-ipv6-cidr-blocks"), ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks")):
+    for inner, outer in map(str.split, WITHIN.strip().split("\n")):
         for item in filter(None, facts[inner].split("\n")):
             if not within(item, facts[outer]):
                 raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
-    for key in ("mac", "interface-id", "device-number", "local-ipv4", "public-ipv4", "ipv6"):
+    for key in "mac interface-id device-number local-ipv4 public-ipv4 ipv6".split():
         for other in facts["others"]:
             if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
                 raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
@@ -1482,16 +1497,17 @@ def canonical_path(target):
 class Fault:
     """A failure on demand, as one line of [faults] tells it: which requests suffer, when, how often, and how."""
 
+    status = delay = code = None
+    reset = no_answer = expired = refuse_token = False
+    times, probability = float("inf"), 1
+
     def __init__(self, name, parts, start):
         import random
-        self.status, self.delay, self.code = parts.get("status"), parts.get("delay"), parts.get("code")
-        self.reset, self.no_answer = "reset" in parts, "no-answer" in parts
-        self.expired, self.refuse_token = "expired" in parts, "refuse-token" in parts
+        for word, value in parts.items():
+            setattr(self, word.replace("-", "_"), value)
         self._pattern = re.compile(re.escape(canonical_path(parts["path"])).replace(r"\*", ".*") + "$", re.DOTALL)
-        self._from = parts["from"](start) if "from" in parts else start
-        self._until = self._from + parts.get("for", float("inf"))
-        self._open_start = "from" not in parts and "for" not in parts
-        self._times, self._probability = parts.get("times", float("inf")), parts.get("probability", 1)
+        self._from = parts["from"](start) if "from" in parts else start if "for" in parts else float("-inf")
+        self._until = self._from + parts["for"] if "for" in parts else float("inf")
         self._random = random.Random(name)  # seeded, so that a test that fails fails again
 
     def strikes(self, path, now, has_token=True, found=None):
@@ -1500,11 +1516,11 @@ class Fault:
         if self.refuse_token and not has_token or self.expired and not live or (
                 self.code and not live and b'"Code" : ' not in getattr(found, "body", b"")):
             return False
-        if not self._pattern.match(path) or not (self._open_start or self._from <= now < self._until):
+        if not self._pattern.match(path) or not self._from <= now < self._until:
             return False
-        if self._times <= 0 or self._random.random() >= self._probability:
+        if self.times <= 0 or self._random.random() >= self.probability:
             return False
-        self._times -= 1
+        self.times -= 1
         return True
 
 
@@ -1635,12 +1651,15 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
     """
     wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600},
               config["credentials"]["role"]: config["credentials"]}
-    for section in (section for section in config if section.startswith("role ")):
-        role = section.partition(" ")[2].strip()
+    for section, settings in config.items():
+        kind, _, role = section.partition(" ")
+        role = role.strip()
+        if kind != "role":
+            continue
         if role in wanted or not re.fullmatch(PATTERNS["role"][0], role, re.ASCII):
             raise ConfigError("[%s]: %s" % (section, "there is a role of that name already" if role in wanted else
                                             "not the name of a role; letters, digits and _+=,.@-"))
-        wanted[role] = config[section]
+        wanted[role] = settings
     wanted.pop("", None)  # no instance profile
     rotations = {}
     for role, section in wanted.items():
@@ -1708,7 +1727,11 @@ class Dropped(Exception):
 class Request:
     """What the head of a well-formed request says; `act` is the Handler's method, `line` and `agent` go to the log."""
 
-    __slots__ = "method act path hosts fields minor persistent expects length chunked line agent".split()
+    method = path = agent = ""
+    hosts, minor, persistent = (), 1, False
+
+    def __init__(self, line, fields):
+        self.line, self.fields = escaped(line)[:MAX_LOGGED_LINE], fields
 
 
 # Requests are checked before anything is decided from them: what is not well-formed by RFC 9112 is refused, also where
@@ -1781,22 +1804,21 @@ def parse_head(head):
     line, *lines = head.split(b"\r\n")
     if len(lines) > MAX_FIELDS:
         raise HTTPError(431, "over %d header lines" % MAX_FIELDS)
-    request = Request()
-    request.method, target, request.minor = _parse_line(line)
-    request.act = getattr(Handler, "do_" + request.method)
-    request.fields = fields = _parse_fields(lines)
-    request.line = escaped(line)[:MAX_LOGGED_LINE]
+    method, target, minor = _parse_line(line)
+    fields = _parse_fields(lines)
+    request = Request(line, fields)
+    request.method, request.minor, request.act = method, minor, getattr(Handler, "do_" + method)
     request.agent = escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
     authority = None if target.startswith("/") else re.match(ABSOLUTE, target)
     request.path = canonical_path(target[authority.end():] or "/" if authority else target)
-    if not target.startswith("/") and not authority and (request.method, target) != ("OPTIONS", "*"):
+    if not target.startswith("/") and not authority and (method, target) != ("OPTIONS", "*"):
         raise HTTPError(400, "malformed target")
-    if "host" not in fields and request.minor:
+    if "host" not in fields and minor:
         raise HTTPError(400, "no Host")
     request.hosts = [host_name(text) for text in (fields.get("host"), authority and authority.group(1))
                      if text is not None]
     options = {word.strip().lower() for word in fields.get("connection", "").split(",")}
-    request.persistent = "close" not in options and (request.minor > 0 or "keep-alive" in options)
+    request.persistent = "close" not in options and (minor > 0 or "keep-alive" in options)
     _frame(request)
     return request
 
@@ -1884,11 +1906,7 @@ def escaped(text):
 
 def broken_request(received):
     """Return what stands for a request that cannot be read: enough to answer and to log it."""
-    request = Request()
-    request.method, request.path, request.hosts, request.fields, request.minor = "", "", [], {}, 1
-    request.persistent, request.agent = False, ""
-    request.line = escaped(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0])[:MAX_LOGGED_LINE]
-    return request
+    return Request(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0], {})
 
 
 def aged(leaf, now):
@@ -2092,17 +2110,16 @@ class Handler(BaseHTTPRequestHandler):
 class Connection:
     """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
 
-    __slots__ = "server socket peer received unsent deadline idle_until handler started ending asked watched".split()
+    received = unsent = b""
+    handler = None  # of the request that is being answered
+    started = 0.0
+    ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
+    asked = False  # 100 Continue was sent for the request at hand
+    watched = 0  # what the selector watches the socket for
 
     def __init__(self, server, client, peer):
         self.server, self.socket, self.peer = server, client, peer
-        self.received = self.unsent = b""
         self.deadline = self.idle_until = server.now + IDLE_SECONDS
-        self.handler = None  # of the request that is being answered
-        self.started = 0.0
-        self.ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
-        self.asked = False  # 100 Continue was sent for the request at hand
-        self.watched = 0  # what the selector watches the socket for
 
     @property
     def idle(self):
@@ -2359,14 +2376,14 @@ class Server(HTTPServer):
             if ready:
                 break
         else:
-            ready = self.selector.select(max(0, self._timers[0][0] - time.monotonic()) if self._timers else None)
+            ready = self.selector.select(max(0, self._timers[-1][0] - time.monotonic()) if self._timers else None)
         self._busy = bool(ready)
         self.now = time.monotonic()
         self.clock.tick()
         for key, events in ready:
             self._serve(key.data, events)
-        while self._timers and self._timers[0][0] <= self.now:
-            self._guarded(heapq.heappop(self._timers)[2])
+        while self._timers and self._timers[-1][0] <= self.now:
+            self._guarded(self._timers.pop()[2])
         self.log.flush()
 
     def handle(self, request, started):
@@ -2375,7 +2392,8 @@ class Server(HTTPServer):
 
     def call_later(self, seconds, callback):
         """Have something called in so many seconds."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
+        self._timers.append((time.monotonic() + seconds, next(self._timer_numbers), callback))
+        self._timers.sort(reverse=True)
 
     def post(self, callback):
         """Have something called by the server's thread; for other threads, and for signals, of which a storm is one."""
