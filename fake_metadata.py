@@ -2371,12 +2371,13 @@ class Server(HTTPServer):
 
         After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
         """
-        for _ in range(LOOKS if self._busy else 0):
+        wait = max(0, self._timers[-1][0] - time.monotonic()) if self._timers else None
+        for _ in range(LOOKS if self._busy and wait != 0 else 0):
             ready = self.selector.select(0)
             if ready:
                 break
         else:
-            ready = self.selector.select(max(0, self._timers[-1][0] - time.monotonic()) if self._timers else None)
+            ready = self.selector.select(wait)
         self._busy = bool(ready)
         self.now = time.monotonic()
         self.clock.tick()

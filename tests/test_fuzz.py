@@ -153,6 +153,17 @@ def test_any_bytes_can_be_logged(line):
     assert re.fullmatch(r"[ !#-~]*", text)
 
 
+@look()
+@given(fields=st.dictionaries(st.text(), st.text()))
+@example(fields={"\"\\\b\0\x1f\x7f\u2028\xe9\U0001f600": "\\u0041\n"})
+def test_any_text_in_json(fields):
+    """Documents are JSON, whatever the tags and values in them."""
+    items = list(fields.items())
+    assert json.loads(fake_metadata.compact_json(items)) == json.loads(fake_metadata.pretty_json(items)) == fields
+    assert json.loads(fake_metadata.pretty_json([("none", None), ("list", list(fields))])) == {
+        "none": None, "list": list(fields)}
+
+
 @look(max_examples=max(40, EXAMPLES // 4))
 @given(data=st.one_of(REQUESTS, st.lists(REQUESTS, max_size=4).map(b"".join)), pieces=st.integers(1, 4))
 def test_any_bytes_at_the_socket(service, data, pieces):

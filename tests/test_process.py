@@ -864,3 +864,21 @@ def test_dump_that_is_stopped_leaves_no_command(tmp_path):
 
     assert b"Traceback" not in dump.communicate(timeout=10)[1]
     assert not os.path.exists("/proc/" + pid)
+
+
+@pytest.mark.parametrize("before", ["", "import signal; sys.modules['_signal'] = None"])
+def test_import_leaves_whole_modules(before):
+    """What is left out of our imports is whole for others, and what is private in Python need not be there."""
+    said = run(command=[sys.executable, "-S", "-c", """
+import sys
+sys.path.insert(0, %r)
+%s
+import fake_metadata as service
+import email.utils, hashlib, hmac, http.client, http.server, shutil, socketserver, urllib.parse
+assert hashlib.sha1(b"").hexdigest()[:8] == "da39a3ee" and hmac.new(b"", b"", "sha256").digest()
+assert http.client.HTTPConnection("x") and http.server.email.utils is email.utils and shutil.which("sh")
+assert service.Handler.__mro__[1].__name__ == "BaseHTTPRequestHandler" and service.signal.SIGHUP == 1
+assert service.compare_digest(service.blake2b(b"x").digest(), hashlib.blake2b(b"x").digest())
+""" % (ROOT, before)])
+
+    assert said == (0, "", "")
