@@ -22,6 +22,7 @@ import binascii
 import collections
 import errno
 import functools
+import heapq
 import itertools
 import os
 import re
@@ -63,11 +64,12 @@ def _import_http_server_without(*unused):
     sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
     http.client = sys.modules["http.client"]  # what an import would set
     try:
-        import http.server
+        from http.server import BaseHTTPRequestHandler, HTTPServer
     finally:
         for name in {"http.server", *unused} - known:
             sys.modules.pop(name, None)
-    return http.server.BaseHTTPRequestHandler, http.server.HTTPServer
+            vars(http).pop(name.partition(".")[2], None)
+    return BaseHTTPRequestHandler, HTTPServer
 
 
 BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(
@@ -110,7 +112,7 @@ IDLE_SECONDS = 60  # between two requests on one connection
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
 STOP_SECONDS = 2  # after TERM, for requests in flight; init scripts kill after 5
 MAX_CONNECTIONS = 4096
-FEW_CONNECTIONS = 128  # until there are more the limit of open files is left as it is
+FEW_CONNECTIONS = 128  # until there are more, a limit of open files that is eight times that is left as it is
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
 LOOKS = 30  # for the next request before the server sleeps, some 40 microseconds
@@ -1513,8 +1515,8 @@ class Fault:
     def strikes(self, path, now, has_token=True, found=None):
         """Tell whether a request for a path, where `found` is, suffers from this fault; one that does counts."""
         live = isinstance(found, Live)
-        if self.refuse_token and not has_token or self.expired and not live or (
-                self.code and not live and b'"Code" : ' not in getattr(found, "body", b"")):
+        codes = live or self.code and b'"Code" : ' in getattr(found, "body", b"")
+        if self.refuse_token and not has_token or (self.code or self.expired) and not codes:
             return False
         if not self._pattern.match(path) or not self._from <= now < self._until:
             return False
@@ -2129,7 +2131,7 @@ class Connection:
     def readable(self):
         """Receive what has come, answer every request that is complete."""
         try:
-            data = self.socket.recv(MAX_HEAD)
+            data = self.socket.recv(65536)
         except (BlockingIOError, InterruptedError):
             self._watch(selectors.EVENT_READ)
             return
@@ -2336,7 +2338,7 @@ class Server(HTTPServer):
         self.imds, self.tokens, self.log, self.clock = None, tokens, log, clock
         self.connections, self.stopping, self.now = set(), False, time.monotonic()
         self._short_of_files = self._busy = False
-        self.limit = max(1, min(FEW_CONNECTIONS, os.sysconf("SC_OPEN_MAX") - RESERVED_FILES))
+        self.limit = FEW_CONNECTIONS if os.sysconf("SC_OPEN_MAX") >= 8 * FEW_CONNECTIONS else most_connections()
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
         self.selector = selectors.DefaultSelector()
         self._wake_receiver, self.waker = socket.socketpair()
@@ -2371,7 +2373,7 @@ class Server(HTTPServer):
 
         After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
         """
-        wait = max(0, self._timers[-1][0] - time.monotonic()) if self._timers else None
+        wait = max(0, self._timers[0][0] - time.monotonic()) if self._timers else None
         for _ in range(LOOKS if self._busy and wait != 0 else 0):
             ready = self.selector.select(0)
             if ready:
@@ -2383,8 +2385,8 @@ class Server(HTTPServer):
         self.clock.tick()
         for key, events in ready:
             self._serve(key.data, events)
-        while self._timers and self._timers[-1][0] <= self.now:
-            self._guarded(self._timers.pop()[2])
+        while self._timers and self._timers[0][0] <= self.now:
+            self._guarded(heapq.heappop(self._timers)[2])
         self.log.flush()
 
     def handle(self, request, started):
@@ -2393,8 +2395,7 @@ class Server(HTTPServer):
 
     def call_later(self, seconds, callback):
         """Have something called in so many seconds."""
-        self._timers.append((time.monotonic() + seconds, next(self._timer_numbers), callback))
-        self._timers.sort(reverse=True)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
 
     def post(self, callback):
         """Have something called by the server's thread; for other threads, and for signals, of which a storm is one."""
@@ -2462,7 +2463,7 @@ class Server(HTTPServer):
 
     def _full(self):
         if len(self.connections) >= self.limit:
-            self.limit = max(1, min(MAX_CONNECTIONS, open_files_limit() - RESERVED_FILES))
+            self.limit = most_connections()
         return len(self.connections) >= self.limit
 
     def _pause(self):
@@ -2492,18 +2493,18 @@ class Server(HTTPServer):
                 self._guarded(connection.expire)
 
 
-def open_files_limit():
-    """Raise the soft limit of open files as far as it is of use; return it."""
+def most_connections():
+    """Return how many connections there may be; raise the soft limit of open files as far as that is of use."""
     try:
         import resource
     except ImportError:
-        return 256
+        return 256 - RESERVED_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else soft
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft) - RESERVED_FILES)
 
 
 # ---------------------------------------------------------------- log --------------------------

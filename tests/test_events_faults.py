@@ -83,6 +83,7 @@ MOMENTS = [  # event, path, seconds after the start, what is there
     ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 60, "Standby"),
     ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 120, "Terminated"),
     ("target-lifecycle-state = +120s Terminated, InService", STATE, 120, "Terminated"),
+    ("target-lifecycle-state = +60s Terminated, +60s InService", STATE, 60, "InService"),  # the last word
     (REBOOT, SCHEDULED, 29, "[]"),
     (REBOOT, HISTORY, 30, "[]"),
     (REBOOT, HISTORY, 7199, "[]"),
@@ -464,6 +465,13 @@ def test_expired_counts_credentials_only(make_imds, clock):
     first, second = ask(imds, CREDENTIALS).document, ask(imds, CREDENTIALS).document
 
     assert first["Expiration"] == utc(clock.now - 3600) != second["Expiration"]
+
+
+def test_expired_with_another_code(make_imds):
+    """A fault that has a Code for documents and an expiry for credentials strikes both."""
+    imds = make_imds("[faults]\nx = /* expired code Foo\n")
+
+    assert ask(imds, META + "iam/info").document["Code"] == ask(imds, CREDENTIALS).document["Code"] == "Foo"
 
 
 def test_expired_for_a_while(make_imds, clock):

@@ -229,6 +229,21 @@ def test_more_clients_than_files(serve):
     check_lines(service.log())
 
 
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1024, reason="few open files allowed")
+def test_low_soft_limit_of_open_files_is_raised(serve):
+    """Started with few open files allowed, most of them inherited and in use, it takes as many as the hard limit allows."""
+    started_with_few = """
+import os, resource, sys
+for _ in range(45):
+    os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+    service = serve(within=[sys.executable, "-c", started_with_few])
+    wires = [Wire(service) for _ in range(200)]
+    assert all(wire.kept() for wire in wires)
+
+
 @needs_proc
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
 def test_limit_of_open_files_reached_behind_our_back(serve):
