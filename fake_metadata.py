@@ -16,8 +16,6 @@ AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE (source = profile), NOTIFY_SOCKET.
 Reading order: configuration, credentials, the instance, routes, faults, session tokens, the service, HTTP,
 server, log, daemon and signals, main. Each section uses only those above it.
 """
-import gc
-gc.disable()  # while importing, which makes no garbage
 import binascii
 import collections
 import errno
@@ -30,7 +28,6 @@ import selectors
 import socket
 import stat
 import sys
-import threading
 import time
 
 
@@ -57,7 +54,7 @@ class _Unused(type(sys)):
 def _import_http_server_without(*unused):
     """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
 
-    It is forgotten again, so that whoever imports it after us gets a whole one.
+    It and socketserver are forgotten again, so that whoever imports them after us gets whole ones.
     """
     import http
     known = set(sys.modules)
@@ -66,16 +63,15 @@ def _import_http_server_without(*unused):
     try:
         from http.server import BaseHTTPRequestHandler, HTTPServer
     finally:
-        for name in {"http.server", *unused} - known:
+        for name in {"http.server", "socketserver", *unused} - known:
             sys.modules.pop(name, None)
             vars(http).pop(name.partition(".")[2], None)
     return BaseHTTPRequestHandler, HTTPServer
 
 
 BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(
-    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "urllib.parse")
-gc.freeze()  # these modules stay: nobody need look for garbage among them
-gc.enable()
+    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "threading", "urllib",
+    "urllib.parse")
 
 VERSION = "1.0"
 DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
@@ -567,10 +563,11 @@ Keys = collections.namedtuple("Keys", "access_key_id secret_access_key session_t
 Keys.__doc__ = "What a source gives. expiration: seconds since the epoch, None if it tells none; remark: for the log."
 
 
-class Credentials(collections.namedtuple("Credentials", "keys last_updated expiration")):
+class Credentials:
     """One generation of credentials; times in seconds since the epoch."""
 
-    __slots__ = ()
+    def __init__(self, keys, last_updated, expiration):
+        self.keys, self.last_updated, self.expiration = keys, last_updated, expiration
 
     def document(self, account_id=None):
         """Return the document of security-credentials/ROLE; with AccountId for the extended path (Java SDK PR 6176)."""
@@ -689,7 +686,8 @@ def _read_settled(path, cancelled):
         if now == before:
             return now.decode("utf-8-sig")
         before = now
-        cancelled.wait(FETCH_POLL)
+        if cancelled(FETCH_POLL):
+            break
     raise SourceError("%s never stops changing" % path)
 
 
@@ -761,7 +759,7 @@ def _read_command(child, deadline, cancelled):
             selector.register(pipe, selectors.EVENT_READ)
         while True:
             ended = child.poll() is not None  # asked before reading, so that its last words are read
-            ready = selector.select(0 if ended else FETCH_POLL) if selector.get_map() else cancelled.wait(FETCH_POLL)
+            ready = selector.select(0 if ended else FETCH_POLL) if selector.get_map() else cancelled(FETCH_POLL) and ()
             for key, _ in ready or ():
                 data = os.read(key.fd, MAX_SOURCE_BYTES)
                 received[key.fileobj] += data
@@ -773,7 +771,7 @@ def _read_command(child, deadline, cancelled):
                 return received[child.stdout], received[child.stderr]
             if time.monotonic() > deadline:
                 raise SourceError("the command took too long and was killed")
-            if cancelled.is_set():
+            if cancelled():
                 raise SourceError("the command was stopped")
 
 
@@ -803,19 +801,21 @@ class Rotation:
 
     All methods are called by the thread of the server; a slow fetch runs in a thread of its own, which hands its
     outcome to `post`, a function that has a callable called by the server's thread; without `post` it is fetched at
-    once. `fetch(cancelled)` returns Keys or raises SourceError. `settings` are those of [credentials]. `clock` is the
-    wall clock, since credentials expire by it; `monotonic` paces the attempts.
+    once. `fetch(cancelled)` returns Keys or raises SourceError; cancelled(seconds) sleeps so long, and tells whether
+    nobody waits for the outcome any more. `settings` are those of [credentials]. `clock` is the wall clock, since
+    credentials expire by it; `monotonic` paces the attempts.
     """
 
     _good = _thread = None  # the Credentials, the thread of a slow fetch
     _fetching = _again = False  # again: asked for while a fetch was under way
+    _cancelled = False
     _refresh_at = _failures = _retry_at = 0  # the last one on the monotonic clock, after a failure
 
     def __init__(self, role, settings, fetch, report, post=None, clock=time.time, monotonic=time.monotonic):
         self.role, self.settings = role, settings
         self._fetch, self._report, self._post, self._files = fetch, report, post, watched_files(settings)
         self._clock, self._monotonic = clock, monotonic
-        self._seen, self._cancelled = self._fingerprint(), threading.Event()
+        self._seen = self._fingerprint()
 
     def current(self):
         """Return the Credentials of now, or None: never expired ones, whatever the clock does."""
@@ -840,6 +840,7 @@ class Rotation:
         if not self._post:
             self._settle(self._attempt())
             return
+        import threading  # only for slow sources: 1 ms of each start
         self._thread = threading.Thread(target=lambda: self._post(functools.partial(self._settle, self._attempt())),
                                         daemon=True)
         try:
@@ -855,7 +856,7 @@ class Rotation:
 
     def cancel(self, wait=0):
         """End a fetch under way and take no outcome any more; wait so many seconds for its command to be gone."""
-        self._cancelled.set()
+        self._cancelled = True
         if wait and self.pending and self._thread:
             self._thread.join(wait)
 
@@ -867,16 +868,20 @@ class Rotation:
 
     def _attempt(self):
         try:
-            return self._fetch(self._cancelled)
+            return self._fetch(self._is_cancelled)
         except SourceError as error:
             return error
         except Exception as error:  # whatever a source does, the service goes on
             return SourceError("%s in the source" % type(error).__name__)
 
+    def _is_cancelled(self, seconds=0):
+        time.sleep(seconds)
+        return self._cancelled
+
     def _settle(self, outcome):
         """Take the outcome of a fetch: Keys or a SourceError."""
         self._fetching = False
-        if self._cancelled.is_set():
+        if self._cancelled:
             return
         now = self._clock()
         if isinstance(outcome, Keys) and outcome.expiration is not None and outcome.expiration <= now:

@@ -6,6 +6,7 @@ import re
 import shlex
 import stat
 import threading
+import time
 
 import pytest
 
@@ -28,16 +29,13 @@ def keys(expiration=None, key_id=None):
 
 
 class Patience:
-    """Stands for the event that cancels a fetch: is never set, and waits not at all but calls `between`."""
+    """Stands for what tells whether a fetch is cancelled: it never is, and waits not at all but calls `between`."""
 
     def __init__(self, between=lambda: None):
         self.between = between
 
-    def wait(self, timeout=None):
+    def __call__(self, seconds=0):
         self.between()
-        return False
-
-    def is_set(self):
         return False
 
 
@@ -397,7 +395,7 @@ def test_outcome_after_cancel():
     cancelled = scene.fetch.begun.get(timeout=10)
     scene.finish(keys())
 
-    assert cancelled.is_set()
+    assert cancelled()
     assert scene.log == []
 
 
@@ -784,7 +782,7 @@ def command(load, monkeypatch):
 
     def fetch(text, timeout="10s", cancelled=None):
         config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n" % (text, timeout))
-        return process(config["credentials"], os.urandom, cancelled or threading.Event())
+        return process(config["credentials"], os.urandom, cancelled or (lambda seconds=0: time.sleep(seconds)))
     return fetch
 
 
@@ -963,11 +961,8 @@ def test_command_has_no_input(run):
 
 def test_cancel_ends_the_command(run, tmp_path):
     """A fetch that is cancelled ends at once, and its command too."""
-    cancelled = threading.Event()
-    cancelled.set()
-
     with pytest.raises(SourceError, match="stopped"):
-        run("echo $$ > parent; exec sleep 60", cancelled=cancelled)
+        run("echo $$ > parent; exec sleep 60", cancelled=lambda seconds=0: True)
     assert not (tmp_path / "parent").exists() or wait_for(lambda: has_ended(tmp_path / "parent"))
 
 

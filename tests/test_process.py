@@ -877,7 +877,8 @@ import fake_metadata as service
 from http import client, server
 import email.utils, hashlib, hmac, http.client, http.server, shutil, socketserver, urllib.parse
 assert hashlib.sha1(b"").hexdigest()[:8] == "da39a3ee" and hmac.new(b"", b"", "sha256").digest()
-assert client.HTTPConnection("x") and server is http.server and http.server.email.utils is email.utils and shutil.which("sh")
+assert client.HTTPConnection("x") and server is http.server and http.server.email.utils is email.utils
+assert socketserver.threading.Thread and urllib.parse.quote(" ") == "%%20" and shutil.which("sh")
 assert service.Handler.__mro__[1].__name__ == "BaseHTTPRequestHandler" and service.signal.SIGHUP == 1
 assert service.compare_digest(service.blake2b(b"x").digest(), hashlib.blake2b(b"x").digest())
 """ % (ROOT, before)])

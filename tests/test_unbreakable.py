@@ -730,11 +730,10 @@ def test_credentials_file_is_read_until_it_is_settled(tmp_path):
     path = tmp_path / "credentials"
     path.write_text(profile_text(2)[:60] + profile_text(1)[60:])
 
-    class Writer(threading.Event):
-        def wait(self, timeout=None):
-            path.write_text(profile_text(2))
+    def write_on(seconds):
+        path.write_text(profile_text(2))
 
-    keys = fake_metadata.profile(static_settings(source="profile", file=str(path)), os.urandom, Writer())
+    keys = fake_metadata.profile(static_settings(source="profile", file=str(path)), os.urandom, write_on)
     assert {value[-6:] for value in (keys.access_key_id, keys.secret_access_key, keys.session_token)} == {"000002"}
 
 
