@@ -455,7 +455,6 @@ def bind_address(text):
     return host, int(port or DEFAULT_BIND[1])
 
 
-ZONE = r"(([a-z]{2}|us-gov|us-isob?|eusc-de)-([a-z]+)-(\d))(?:-([a-z]+-\d)([a-z])|(-wl\d-[a-z]+-wlz-\d)|([a-z]))"
 MAINTENANCE = {  # Code of a scheduled event -> its Description
     "instance-reboot": "scheduled reboot", "system-reboot": "scheduled reboot",
     "system-maintenance": "scheduled maintenance", "instance-stop": "The instance is running on degraded hardware",
@@ -538,6 +537,7 @@ PATTERNS = {row[0]: row[1:] for row in (re.split("  +", line) for line in filter
 host           [\w:.-]*\w                            imds.example.com
 instance-type  [a-z][a-z0-9-]*\.[a-z0-9-]+           t3.micro
 account        \d{12}                                123456789012
+zone           ([a-z]{2}|us-gov|us-isob?|eusc-de)-[a-z]+-\d([a-z]|-[a-z]+-\d[a-z]|-wl\d-[a-z]+-wlz-\d)  us-east-1a
 zone-id        [a-z0-9]+(-[a-z]+\d)?(-[a-z]+)?-(az|wlz)\d+         use1-az1
 public-key     (ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?            ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name
 device         \w+                                   sdf
@@ -550,7 +550,6 @@ ascii          [ -~]+                                letters without accents
 secret         [!-~]+                                wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY
 code           [A-Za-z][A-Za-z0-9.]*                 AssumeRoleUnauthorizedAccess
 """.split("\n")))}
-PATTERNS["zone"] = ZONE, "us-east-1a, a region and a letter"
 
 
 # ---------------------------------------------------------------- credentials ------------------
@@ -1085,13 +1084,15 @@ def _place(zone):
     The ids: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1 for us-east-1-wl1-bos-wlz-1.
     Which letter is which id is shuffled for each real account; here a is az1.
     """
-    region, area, direction, number, local, local_letter, wavelength, letter = re.fullmatch(ZONE, zone).groups()
+    region = re.match(r".+?-\d", zone).group()
+    place, letter = zone[len(region):-1], zone[-1]  # "" and "a", "-lax-1" and "a", "-wl1-bos-wlz-" and "1"
+    area, direction, number = region.rsplit("-", 2)
     partition, domain = PARTITIONS.get(area, ("aws", "amazonaws.com"))
     for word in "north", "south", "east", "west", "central":
         direction = direction.replace(word, word[0])
     zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
-        wavelength.replace("-wlz-", "-wlz") if wavelength else
-        "%s-az%d" % (local and "-" + local.replace("-", "") or "", LETTERS.index(letter or local_letter) + 1))
+        place[:-1] + letter if place.endswith("-wlz-") else
+        "%s-az%d" % (place and "-" + place.replace("-", ""), LETTERS.index(letter) + 1))
     return {"region": region, "partition": partition, "domain": domain, "zone-id": zone_id}
 
 
@@ -1439,7 +1440,8 @@ def build_tree(facts, own=()):
             _add_row(leaves, path, value, member, facts["modified"])
     for path, value in own:
         _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts["modified"])
-    _check_nesting(leaves)
+    if own:
+        _check_nesting(leaves)
     tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)),
                           modified=facts["modified"]) for path, names in _directories(leaves).items()}
     tree.update(leaves)
