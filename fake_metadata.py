@@ -50,28 +50,29 @@ class _Unused(type(sys)):
     def __call__(self, *args):
         return self
 
+    def __iter__(self):
+        return iter(())
+
 
 def _import_http_server_without(*unused):
     """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
 
-    It and socketserver are forgotten again, so that whoever imports them after us gets whole ones.
+    All of it is forgotten again, so that whoever imports it after us gets whole modules.
     """
-    import http
     known = set(sys.modules)
     sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
-    http.client = sys.modules["http.client"]  # what an import would set
+    if "http" not in known:  # a package without its table of statuses, see phrase()
+        sys.modules["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]
     try:
         from http.server import BaseHTTPRequestHandler, HTTPServer
     finally:
         for name in {"http.server", "socketserver", *unused} - known:
             sys.modules.pop(name, None)
-            vars(http).pop(name.partition(".")[2], None)
     return BaseHTTPRequestHandler, HTTPServer
 
 
-BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(
-    "copy", "datetime", "email", "email.utils", "html", "http.client", "mimetypes", "shutil", "threading", "urllib",
-    "urllib.parse")
+BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(*(
+    "copy datetime email email.utils html http http.client mimetypes shutil threading urllib urllib.parse").split())
 
 VERSION = "1.0"
 DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
@@ -1711,9 +1712,11 @@ class HTTPError(Exception):
         self.body = body or '{"error": "%s"}' % phrase(status).lower()
 
 
+@functools.lru_cache(maxsize=256)
 def phrase(status):
     """Return the reason phrase of a status."""
-    return BaseHTTPRequestHandler.responses.get(status, ("Unknown",))[0]
+    from http import HTTPStatus  # 60 members: only where something is refused
+    return HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else "Unknown"
 
 
 def container_error(status, code, message):
