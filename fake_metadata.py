@@ -237,18 +237,26 @@ KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has
                      "write a path below meta-data/, such as placement/host-id")}
 
 
+class Record(dict):
+    """A dict with keys of words and dashes that can be written as attributes: record.http_tokens is ["http-tokens"]."""
+
+    def __getattr__(self, name):
+        return self[name.replace("_", "-")]
+
+
 class ConfigError(Exception):
     """Say what is wrong in a configuration: file, section, key, and what would be right."""
 
 
 def load_config(path=None, environ=os.environ):
-    """Read and check a configuration file; return {section: {key: value}}, defaults filled in.
+    """Read and check a configuration file; return a Record of Records, section and key, defaults filled in.
 
     A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the defaults.
     Raises ConfigError.
     """
     settings = _settings()
-    config = {kind: _check_section(path, kind, {}, keys) for kind, keys in settings.items() if "NAME" not in kind}
+    config = Record((kind, _check_section(path, kind, {}, keys)) for kind, keys in settings.items()
+                    if "NAME" not in kind)
     for section, pairs in _read_sections(path).items() if path else ():
         kind = section if section in config else re.sub(" .+", " NAME", section)
         if kind not in settings:
@@ -256,7 +264,7 @@ def load_config(path=None, environ=os.environ):
         config[section] = _check_section(path, section, pairs, settings[kind])
     for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"), ("public-ipv4", "EC2_LOCAL_IPV4")):
         if environ.get(variable):
-            config["instance"][key] = _check("environment", "instance", variable, settings["instance"][key][0],
+            config.instance[key] = _check("environment", "instance", variable, settings["instance"][key][0],
                                              environ[variable])
     return config
 
@@ -303,7 +311,7 @@ def read_file(path, limit=-1):
 
 
 def _check_section(path, section, pairs, keys):
-    values = {key: _default(form, default) for key, (form, default) in keys.items() if key != "*"}
+    values = Record((key, _default(form, default)) for key, (form, default) in keys.items() if key != "*")
     key_form, hint = KEYS.get(section, ("", ""))
     for key, text in pairs.items():
         form, default = keys.get(key) or keys.get("*") or (None, None)
@@ -631,30 +639,30 @@ def base64(data):
 
 def static(settings, randomness, cancelled):
     """Return the keys that stand in the configuration."""
-    return Keys(settings["access-key-id"], settings["secret-access-key"], settings["session-token"], None, "")
+    return Keys(settings.access_key_id, settings.secret_access_key, settings.session_token, None, "")
 
 
 def profile(settings, randomness, cancelled):
     """Return the keys of a profile in an AWS shared credentials or config file, or of its credential_process."""
     for path in watched_files(settings):
-        found = _profile_section(path, settings["profile"], cancelled)
+        found = _profile_section(path, settings.profile, cancelled)
         if "credential_process" in found and "aws_access_key_id" not in found:
-            return process(dict(settings, command=found["credential_process"]), randomness, cancelled)
+            return process(Record(settings, command=found["credential_process"]), randomness, cancelled)
         if "aws_access_key_id" in found or "aws_secret_access_key" in found:
             remark = "others can read %s: chmod o-r it" % path if os.stat(path).st_mode & stat.S_IROTH else ""
             expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
             return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
                          found.get("aws_session_token") or found.get("aws_security_token"), expiration, remark)
     raise SourceError("no profile %r with an access key id in %s; for SSO and assumed roles use source = process" % (
-        settings["profile"], " or ".join(watched_files(settings))))
+        settings.profile, " or ".join(watched_files(settings))))
 
 
 def watched_files(settings):
     """Return the files that the source of credentials depends on: a change of one means new credentials."""
-    if settings["source"] != "profile":
+    if settings.source != "profile":
         return ()
-    if settings["file"]:
-        return (os.path.expanduser(settings["file"]),)
+    if settings.file:
+        return (os.path.expanduser(settings.file),)
     return tuple(os.path.expanduser(os.environ.get(variable) or usual) for variable, usual in (
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config")))
 
@@ -694,7 +702,7 @@ def _read_settled(path, cancelled):
 def process(settings, randomness, cancelled):
     """Return the keys that a command prints, in the protocol of credential_process (AWS SDK reference, version 1)."""
     import json
-    output = run_command(settings["command"], settings["timeout"], cancelled)
+    output = run_command(settings.command, settings.timeout, cancelled)
     try:
         found = json.loads(output.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -895,7 +903,7 @@ class Rotation:
             self.refresh()
 
     def _accept(self, keys, now):
-        expiration = now + self.settings["lifetime"] if keys.expiration is None else keys.expiration
+        expiration = now + self.settings.lifetime if keys.expiration is None else keys.expiration
         if not self._good or self._good.keys != keys or keys.expiration is None:
             self._report("new credentials for %s: ...%s, until %s%s" % (
                 self.role, keys.access_key_id[-4:], utc(expiration), keys.remark and "; " + keys.remark))
@@ -937,54 +945,54 @@ def margin(validity):
 # Fact -> what it follows from, where it is not configured; each row uses the facts above it. One that is configured as
 # empty stays away. Nothing contradicts anything, since nothing is said twice.
 INSTANCE_FACTS = {
-    "instance-id": lambda f: unique("i-", f["box"]),
+    "instance-id": lambda f: unique("i-", f.box),
     "document-version": lambda f: "2017-09-30",  # of the identity document
-    "availability-zone-id": lambda f: f["zone-id"],
-    "architecture": lambda f: "arm64" if f["family"] == "a1" or "g" in f["family"].lstrip(LETTERS) else "x86_64",
-    "system": lambda f: "xen" if f["family"] in XEN_FAMILIES else "nitro",
-    "ami-id": lambda f: unique("ami-", f["region"]),
-    "reservation-id": lambda f: unique("r-", f["instance-id"]),
-    "pending-time": lambda f: utc(f["launch-time"]),
-    "public-key": lambda f: f["key-name"] and "ssh-ed25519 %s %s" % (
-        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", f["key-name"])), f["key-name"]),
+    "availability-zone-id": lambda f: f.zone_id,
+    "architecture": lambda f: "arm64" if f.family == "a1" or "g" in f.family.lstrip(LETTERS) else "x86_64",
+    "system": lambda f: "xen" if f.family in XEN_FAMILIES else "nitro",
+    "ami-id": lambda f: unique("ami-", f.region),
+    "reservation-id": lambda f: unique("r-", f.instance_id),
+    "pending-time": lambda f: utc(f.launch_time),
+    "public-key": lambda f: f.key_name and "ssh-ed25519 %s %s" % (
+        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", f.key_name)), f.key_name),
     "instance-profile-arn": lambda f: (
-        f["role"] and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f),
-    "instance-profile-id": lambda f: "AIPA" + base32(_digest(f["instance-profile-arn"])[:17]),
-    "root-name": lambda f: f["root-device"].rpartition("/")[2],
+        f.role and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f),
+    "instance-profile-id": lambda f: "AIPA" + base32(_digest(f.instance_profile_arn)[:17]),
+    "root-name": lambda f: f.root_device.rpartition("/")[2],
     "volumes": lambda f: [{"volume": "%s%d" % (kind, number), "device": device}
                           for kind, first in (("ebs", 1), ("ephemeral", 0))
                           for number, device in enumerate(filter(None, f[kind + "-volumes"].split("\n")), first)],
 }
 INTERFACE_FACTS = {  # "first" is the interface of the instance, "others" are those above this one, "seed" is its own
-    "device-number": lambda f: 1 + max(other["device-number"] for other in f["others"]),
-    "mac": lambda f: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", f["seed"])[:5]),
-    "interface-id": lambda f: unique("eni-", f["seed"]),
+    "device-number": lambda f: 1 + max(other.device_number for other in f.others),
+    "mac": lambda f: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", f.seed)[:5]),
+    "interface-id": lambda f: unique("eni-", f.seed),
     "local-ipv4": lambda f: _address(
-        f["subnet-ipv4-cidr-block"] or _first(f["vpc-ipv4-cidr-blocks"] or "") or (
-            f["first"]["subnet-ipv4-cidr-block"] if f["others"] else "172.31.0.0/16"),  # of a default VPC
-        [other["local-ipv4"] for other in f["others"]], f["seed"]),
-    "first-ipv4": lambda f: _first(f["local-ipv4"]),
-    "first-ipv6": lambda f: _first(f["ipv6"]),
+        f.subnet_ipv4_cidr_block or _first(f.vpc_ipv4_cidr_blocks or "") or (
+            f.first.subnet_ipv4_cidr_block if f.others else "172.31.0.0/16"),  # of a default VPC
+        [other.local_ipv4 for other in f.others], f.seed),
+    "first-ipv4": lambda f: _first(f.local_ipv4),
+    "first-ipv6": lambda f: _first(f.ipv6),
     "local-hostname": lambda f: "%s.%s" % (
-        "ip-" + f["first-ipv4"].replace(".", "-") if f["first-ipv4"] else f["first"]["instance-id"],
-        "ec2.internal" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute.internal"),
-    "public-ipv4": lambda f: "" if f["others"] or not f["first-ipv4"] else "203.0.113.%d" % _number(
-        1, 254, "public", f["seed"]),  # documentation, RFC 5737
-    "public-hostname": lambda f: f["public-ipv4"] and "ec2-%s.%s.%s" % (
-        f["public-ipv4"].replace(".", "-"),
-        "compute-1" if f["first"]["region"] == "us-east-1" else f["first"]["region"] + ".compute",
-        f["first"]["domain"]),
-    "association": lambda f: f["public-ipv4"] and f["first-ipv4"],
-    "security-groups": lambda f: f["first"]["security-groups"] or "default",
-    "owner-id": lambda f: f["first"]["account-id"],
-    "security-group-ids": lambda f: _group_ids(f, f["security-groups"].split("\n")),
-    "vpc-id": lambda f: f["first"]["vpc-id"] or unique("vpc-", f["owner-id"], f["first"]["region"]),
+        "ip-" + f.first_ipv4.replace(".", "-") if f.first_ipv4 else f.first.instance_id,
+        "ec2.internal" if f.first.region == "us-east-1" else f.first.region + ".compute.internal"),
+    "public-ipv4": lambda f: "" if f.others or not f.first_ipv4 else "203.0.113.%d" % _number(
+        1, 254, "public", f.seed),  # documentation, RFC 5737
+    "public-hostname": lambda f: f.public_ipv4 and "ec2-%s.%s.%s" % (
+        f.public_ipv4.replace(".", "-"),
+        "compute-1" if f.first.region == "us-east-1" else f.first.region + ".compute",
+        f.first.domain),
+    "association": lambda f: f.public_ipv4 and f.first_ipv4,
+    "security-groups": lambda f: f.first.security_groups or "default",
+    "owner-id": lambda f: f.first.account_id,
+    "security-group-ids": lambda f: _group_ids(f, f.security_groups.split("\n")),
+    "vpc-id": lambda f: f.first.vpc_id or unique("vpc-", f.owner_id, f.first.region),
     "vpc-ipv4-cidr-blocks": lambda f: _shared_block(f, "first-ipv4", "vpc-ipv4-cidr-blocks", 16),
     "vpc-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "vpc-ipv6-cidr-blocks", 56),
     "subnet-ipv4-cidr-block": lambda f: _shared_block(
-        f, "first-ipv4", "subnet-ipv4-cidr-block", max(20, _bits(f["vpc-ipv4-cidr-blocks"]))),
+        f, "first-ipv4", "subnet-ipv4-cidr-block", max(20, _bits(f.vpc_ipv4_cidr_blocks))),
     "subnet-ipv6-cidr-blocks": lambda f: _shared_block(
-        f, "first-ipv6", "subnet-ipv6-cidr-blocks", max(64, _bits(f["vpc-ipv6-cidr-blocks"]))),
+        f, "first-ipv6", "subnet-ipv6-cidr-blocks", max(64, _bits(f.vpc_ipv6_cidr_blocks))),
     "subnet-id": lambda f: _subnet_id(f),
 }
 TOLD_ALIKE = """
@@ -1009,21 +1017,21 @@ def instance_facts(config, box, now):
     `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
     Raises ConfigError.
     """
-    facts = dict(config["instance"], box=box, role=config["credentials"]["role"])
-    facts.update(_place(facts["availability-zone"]), family=facts["instance-type"].partition(".")[0])
-    facts["extended-role"] = facts["role"] if config["credentials"]["extended"] == "yes" else ""
-    if facts["launch-time"] is None:
+    facts = Record(config.instance, box=box, role=config.credentials.role)
+    facts.update(_place(facts.availability_zone), family=facts.instance_type.partition(".")[0])
+    facts["extended-role"] = facts.role if config.credentials.extended == "yes" else ""
+    if facts.launch_time is None:
         facts["launch-time"] = _boot_time(now)
-    if facts["instance-life-cycle"] is None:
-        facts["instance-life-cycle"] = "spot" if config["events"]["spot-interruption"] else "on-demand"
-    if config["metadata-options"]["instance-metadata-tags"] == "enabled":
-        facts["tags"] = [{"tag": tag, "tag-value": value} for tag, value in config["tags"].items()]
+    if facts.instance_life_cycle is None:
+        facts["instance-life-cycle"] = "spot" if config.events.spot_interruption else "on-demand"
+    if config.metadata_options.instance_metadata_tags == "enabled":
+        facts["tags"] = [{"tag": tag, "tag-value": value} for tag, value in config.tags.items()]
     _derive(facts, INSTANCE_FACTS)
-    facts["key-name"] = facts["public-key"] and (facts["key-name"] or "".join(facts["public-key"].split(" ", 2)[2:]))
-    if facts["public-key"] and not facts["key-name"]:
+    facts["key-name"] = facts.public_key and (facts.key_name or "".join(facts.public_key.split(" ", 2)[2:]))
+    if facts.public_key and not facts.key_name:
         raise ConfigError("[instance] public-key: needs a key-name beside it, or a comment at its end")
     interfaces = _interfaces(config, facts)
-    return dict(interfaces[0], interfaces=interfaces)
+    return Record(interfaces[0], interfaces=interfaces)
 
 
 def _derive(facts, table):
@@ -1037,8 +1045,8 @@ def _interfaces(config, instance):
     instance["device-number"] = 0
     interfaces = []
     for section in ["instance"] + [section for section in config if section.startswith("interface ")]:
-        facts = dict(config[section]) if interfaces else instance
-        facts.update(first=instance, others=list(interfaces), seed=instance["instance-id"] + section)
+        facts = Record(config[section]) if interfaces else instance
+        facts.update(first=instance, others=list(interfaces), seed=instance.instance_id + section)
         try:
             _derive(facts, INTERFACE_FACTS)
             _check_interface(facts)
@@ -1052,7 +1060,7 @@ def _interfaces(config, instance):
         for facts in interfaces:
             facts[key] = "\n".join(told[facts[group]])
     for facts in interfaces:
-        facts["vpc-ipv4-cidr-block"] = _first(facts["vpc-ipv4-cidr-blocks"])
+        facts["vpc-ipv4-cidr-block"] = _first(facts.vpc_ipv4_cidr_blocks)
         del facts["first"], facts["others"], facts["seed"]
     return [{key: value for key, value in facts.items() if value not in ("", None)} for facts in interfaces]
 
@@ -1121,25 +1129,25 @@ def _address(cidr, taken, seed):
 
 def _shared_block(facts, address, key, bits):
     """Return the block that an address is in: the first interface's if it is, so that they are in one VPC."""
-    shared = facts["first"][key] or ""
+    shared = facts.first[key] or ""
     return facts[address] and (shared if within(facts[address], shared) else block(facts[address], bits))
 
 
 def _subnet_id(facts):
     """Return the id of a subnet, which is that of an interface above in the same block."""
-    for other in facts["others"]:
+    for other in facts.others:
         if any(facts[key] and facts[key] == other[key]
                for key in ("subnet-ipv4-cidr-block", "subnet-ipv6-cidr-blocks")):
-            return other["subnet-id"]
-    return unique("subnet-", facts["vpc-id"], facts["first"]["availability-zone"],
-                  facts["subnet-ipv4-cidr-block"] or facts["subnet-ipv6-cidr-blocks"])
+            return other.subnet_id
+    return unique("subnet-", facts.vpc_id, facts.first.availability_zone,
+                  facts.subnet_ipv4_cidr_block or facts.subnet_ipv6_cidr_blocks)
 
 
 def _group_ids(facts, groups):
     """Return the ids of security groups, which are those of the first interface where it has them."""
-    first = facts["first"]
-    known = dict(zip(first["security-groups"].split("\n"), (first["security-group-ids"] or "").split("\n")))
-    return "\n".join(known.get(group) or unique("sg-", facts["owner-id"], first["region"], group) for group in groups)
+    first = facts.first
+    known = dict(zip(first.security_groups.split("\n"), (first.security_group_ids or "").split("\n")))
+    return "\n".join(known.get(group) or unique("sg-", facts.owner_id, first.region, group) for group in groups)
 
 
 def _check_interface(facts):
@@ -1149,7 +1157,7 @@ def _check_interface(facts):
             if not within(item, facts[outer]):
                 raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
     for key in "mac interface-id device-number local-ipv4 public-ipv4 ipv6".split():
-        for other in facts["others"]:
+        for other in facts.others:
             if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
                 raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
 
@@ -1179,16 +1187,15 @@ def event_facts(events, start, now):
         moments.append(at(start))
         return now >= moments[-1]
 
-    if events["spot-interruption"] and begun(events["spot-interruption"][0]):
-        facts["spot-action"] = events["spot-interruption"][1]
-        notice = 0 if facts["spot-action"] == "hibernate" else 120  # two minutes
-        facts["spot-time"] = utc(moments[-1] + notice)
-    if events["rebalance-recommendation"] and begun(events["rebalance-recommendation"]):
+    if events.spot_interruption and begun(events.spot_interruption[0]):
+        facts["spot-action"] = action = events.spot_interruption[1]
+        facts["spot-time"] = utc(moments[-1] + (0 if action == "hibernate" else 120))  # two minutes
+    if events.rebalance_recommendation and begun(events.rebalance_recommendation):
         facts["notice-time"] = utc(moments[-1])
-    for at, state in sorted(events["target-lifecycle-state"], key=lambda row: row[0](start)):
+    for at, state in sorted(events.target_lifecycle_state, key=lambda row: row[0](start)):
         if begun(at):
             facts["target-lifecycle-state"] = state
-    for number, (at, code, not_before, not_after, end, state) in enumerate(events["scheduled-maintenance"]):
+    for number, (at, code, not_before, not_after, end, state) in enumerate(events.scheduled_maintenance):
         over = begun(end)
         if begun(at):
             facts["history" if over else "scheduled"].append(list(zip(
@@ -1245,57 +1252,57 @@ def maintenance_events(key):
 
 def spot_action(facts):
     """Return the notice that node termination handlers poll for: one line, {"action": "terminate", "time": "..."}."""
-    return compact_json([("action", facts["spot-action"]), ("time", facts["spot-time"])])
+    return compact_json([("action", facts.spot_action), ("time", facts.spot_time)])
 
 
 def termination_time(facts):
     """Return the time of the interruption, which only a termination has."""
-    return facts["spot-time"] if facts["spot-action"] == "terminate" else None
+    return facts.spot_time if facts.spot_action == "terminate" else None
 
 
 def all_tags(facts):
     """Return all tags as one JSON object."""
-    return compact_json([(member["tag"], member["tag-value"]) for member in facts["tags"]], ",", ":")
+    return compact_json([(member["tag"], member["tag-value"]) for member in facts.tags], ",", ":")
 
 
 def iam_info(facts):
     """Return the instance profile."""
-    return pretty_json([("Code", "Success"), ("LastUpdated", facts["updated"]),
-                        ("InstanceProfileArn", facts["instance-profile-arn"]),
-                        ("InstanceProfileId", facts["instance-profile-id"])])
+    return pretty_json([("Code", "Success"), ("LastUpdated", facts.updated),
+                        ("InstanceProfileArn", facts.instance_profile_arn),
+                        ("InstanceProfileId", facts.instance_profile_id)])
 
 
 def identity_info(facts):
     """Return the account of the instance identity role, which every instance has, with a profile or without."""
-    return pretty_json([("Code", "Success"), ("LastUpdated", facts["updated"]), ("AccountId", facts["account-id"])])
+    return pretty_json([("Code", "Success"), ("LastUpdated", facts.updated), ("AccountId", facts.account_id)])
 
 
 def role_credentials(facts):
     """Serve the rotating credentials of the instance's role."""
-    return Live(facts["rotations"][facts["role"]], Credentials.document)
+    return Live(facts.rotations[facts.role], Credentials.document)
 
 
 def extended_credentials(facts):
     """Serve the same with AccountId, where clients of that path are to be tested."""
-    return Live(facts["rotations"][facts["extended-role"]],
-                lambda credentials: credentials.document(facts["account-id"]))
+    return Live(facts.rotations[facts.extended_role],
+                lambda credentials: credentials.document(facts.account_id))
 
 
 def identity_credentials(facts):
     """Serve the credentials of the instance identity role."""
-    return Live(facts["rotations"][IDENTITY_ROLE], Credentials.document)
+    return Live(facts.rotations[IDENTITY_ROLE], Credentials.document)
 
 
 def container_credentials(facts):
     """Serve the credentials of any role as ECS and EKS do."""
-    arn = "arn:%s:iam::%s:role/%s" % (facts["partition"], facts["account-id"], facts["container-role"])
-    return Live(facts["rotations"][facts["container-role"]],
-                lambda credentials: credentials.container_document(arn, facts["account-id"]))
+    arn = "arn:%s:iam::%s:role/%s" % (facts.partition, facts.account_id, facts.container_role)
+    return Live(facts.rotations[facts.container_role],
+                lambda credentials: credentials.container_document(arn, facts.account_id))
 
 
 def user_data(facts):
     """Return the user data, bytes as they were given."""
-    return Leaf(facts["user-data"], "application/octet-stream", facts["modified"])
+    return Leaf(facts.user_data, "application/octet-stream", facts.modified)
 
 
 IDENTITY_ROLE = "aws:ec2-instance"
@@ -1438,13 +1445,13 @@ def build_tree(facts, own=()):
     for path, value in ROUTES.items():
         collection = next((name for mark, name in MEMBERS.items() if mark in path), None)
         for member in facts.get(collection, ()) if collection else (facts,):
-            _add_row(leaves, path, value, member, facts["modified"])
+            _add_row(leaves, path, value, member, facts.modified)
     for path, value in own:
-        _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts["modified"])
+        _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts.modified)
     if own:
         _check_nesting(leaves)
     tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)),
-                          modified=facts["modified"]) for path, names in _directories(leaves).items()}
+                          modified=facts.modified) for path, names in _directories(leaves).items()}
     tree.update(leaves)
     return tree
 
@@ -1596,20 +1603,20 @@ class Imds:
     """
 
     def __init__(self, config, rotations, box, hosts=(), clock=time.time):
-        options = config["metadata-options"]
-        self.enabled = options["http-endpoint"] == "enabled"
-        self.token_required = options["http-tokens"] == "required"
-        self.hop_limit = options["http-put-response-hop-limit"]
-        self.authorization = config["container"]["authorization-token"]
+        options = config.metadata_options
+        self.enabled = options.http_endpoint == "enabled"
+        self.token_required = options.http_tokens == "required"
+        self.hop_limit = options.http_put_response_hop_limit
+        self.authorization = config.container.authorization_token
         self.hosts = {host.lower().strip("[]") for host in [
-            *OWN_HOSTS, *hosts, *config["server"]["allowed-hosts"].split("\n")] if host}
-        self.clock, self._started, self._events = clock, clock(), config["events"]
-        self.faults = [Fault(name, parts, self._started) for name, parts in config["faults"].items()]
-        self._own = list(config["metadata"].items())
-        self._facts = dict(instance_facts(config, box, self._started), rotations=rotations)
-        self._facts["roles"] = [dict(self._facts, **{"container-role": role})
+            *OWN_HOSTS, *hosts, *config.server.allowed_hosts.split("\n")] if host}
+        self.clock, self._started, self._events = clock, clock(), config.events
+        self.faults = [Fault(name, parts, self._started) for name, parts in config.faults.items()]
+        self._own = list(config.metadata.items())
+        self._facts = Record(instance_facts(config, box, self._started), rotations=rotations)
+        self._facts["roles"] = [Record(self._facts, **{"container-role": role})
                                 for role in rotations if role != IDENTITY_ROLE]
-        self._facts.update(_user_data(config["user-data"]))
+        self._facts.update(_user_data(config.user_data))
         if any(self._events.values()):  # with all begun: what [metadata] would collide with later is refused now
             self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)
         self._build(self._started)
@@ -1636,21 +1643,21 @@ class Imds:
         self._built, self._stale = now, min(change, now + 3600)
 
     def _tree_with(self, events, now):
-        return build_tree(dict(self._facts, updated=utc(now), modified=now, **events), self._own)
+        return build_tree(Record(self._facts, updated=utc(now), modified=now, **events), self._own)
 
 
 def _user_data(settings):
-    if settings["file"] and settings["text"]:
+    if settings.file and settings.text:
         raise ConfigError("[user-data] text: there is a file already; only one of them")
-    data = settings["text"].encode()
-    if settings["file"]:
+    data = settings.text.encode()
+    if settings.file:
         try:
-            data = read_file(settings["file"], MAX_USER_DATA + 1)
+            data = read_file(settings.file, MAX_USER_DATA + 1)
         except OSError as error:
-            raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror)) from None
+            raise ConfigError("[user-data] file: %s: %s" % (settings.file, error.strerror)) from None
     if len(data) > MAX_USER_DATA:
         raise ConfigError("[user-data] %s: over %d bytes, which EC2 would not take" % (
-            "file" if settings["file"] else "text", MAX_USER_DATA))
+            "file" if settings.file else "text", MAX_USER_DATA))
     return {"user-data": data} if data else {}
 
 
@@ -1660,7 +1667,7 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
     `former` is the outcome of an earlier call. Fetches nothing yet. Raises ConfigError.
     """
     wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600},
-              config["credentials"]["role"]: config["credentials"]}
+              config.credentials.role: config.credentials}
     for section, settings in config.items():
         kind, _, role = section.partition(" ")
         role = role.strip()
@@ -1673,12 +1680,12 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
     wanted.pop("", None)  # no instance profile
     rotations = {}
     for role, section in wanted.items():
-        settings = {key: value for key, value in section.items() if key not in ("role", "extended")}
+        settings = Record((key, value) for key, value in section.items() if key not in ("role", "extended"))
         if role in former and former[role].settings == settings:
             rotations[role] = former[role]
             continue
-        fetch = functools.partial(SOURCES[settings["source"]], settings, randomness)
-        rotations[role] = Rotation(role, settings, fetch, report, post if settings["source"] in SLOW_SOURCES else None)
+        fetch = functools.partial(SOURCES[settings.source], settings, randomness)
+        rotations[role] = Rotation(role, settings, fetch, report, post if settings.source in SLOW_SOURCES else None)
     return rotations
 
 
@@ -2616,8 +2623,8 @@ class Daemon:
         self._options, self._environ, self._announced = options, environ, False
         self._config, self._box = load_config(options.config, environ), box_id()
         self.clock = Clock()
-        self.log = Log(self.clock, options.log or self._config["server"]["log"])
-        self.address = self._config["server"]["bind"] or DEFAULT_BIND
+        self.log = Log(self.clock, options.log or self._config.server.log)
+        self.address = self._config.server.bind or DEFAULT_BIND
         if options.address is not None:
             self.address = bind_address(options.address)
         self._rotations = {}
@@ -2724,7 +2731,7 @@ class Daemon:
             imds = self._imds()
         except (ConfigError, OSError) as error:
             self._config, self._rotations = former
-            self.log.reopen(self._options.log or self._config["server"]["log"])
+            self.log.reopen(self._options.log or self._config.server.log)
             self.log.say("not reloaded, the old configuration stays: %s" % error)
         else:
             self._adopt(imds, former[1])
@@ -2738,10 +2745,10 @@ class Daemon:
         for role, rotation in self._rotations.items():
             if former.get(role) is not rotation:
                 rotation.refresh()
-        self.log.reopen(self._options.log or self._config["server"]["log"])
+        self.log.reopen(self._options.log or self._config.server.log)
         self.log.say("reloaded: log reopened, %s" % (
             "configuration read" if self._options.config else "no configuration to read"))
-        bind = self._config["server"]["bind"]
+        bind = self._config.server.bind
         if bind and not self._options.address and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")
 

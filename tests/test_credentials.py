@@ -80,7 +80,7 @@ class Scene:
 
     def __init__(self, fetch, lifetime=SIX_HOURS, slow=False, settings=None):
         self.now, self.uptime, self.log, self.posted, self.fetch = 1796112000, 5000, [], queue.Queue(), fetch
-        self.rotation = Rotation("BaseIAMRole", settings or {"source": "generate", "lifetime": lifetime}, fetch,
+        self.rotation = Rotation("BaseIAMRole", settings or fake_metadata.Record(source="generate", lifetime=lifetime), fetch,
                                  self.log.append, self.posted.put if slow else None, lambda: self.now,
                                  lambda: self.uptime)
         if not slow:

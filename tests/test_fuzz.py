@@ -302,7 +302,7 @@ def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
 
 def check_source(source, changes, content, run_command):
     """Check that a source gives whole Keys from which documents can be made, or raises SourceError."""
-    wanted = dict(fake_metadata.load_config(None, {})["credentials"], source=source, **changes)
+    wanted = fake_metadata.Record(fake_metadata.load_config(None, {}).credentials, source=source, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_metadata, "run_command", run_command)
         try:

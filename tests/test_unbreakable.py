@@ -854,7 +854,7 @@ def test_failing_source_is_not_asked_again_and_again(tmp_path):
 
 def static_settings(**changes):
     """Return the settings of [credentials], as the configuration has them by default."""
-    return dict(fake_metadata.load_config(None, {})["credentials"], **changes)
+    return fake_metadata.Record(fake_metadata.load_config(None, {}).credentials, **changes)
 
 
 # ---------------------------------------------------------------- clock ------------------------
