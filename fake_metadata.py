@@ -24,8 +24,7 @@ import heapq
 import itertools
 import os
 import re
-import selectors
-import socket
+import select
 import stat
 import sys
 import time
@@ -54,25 +53,25 @@ class _Unused(type(sys)):
         return iter(())
 
 
-def _import_http_server_without(*unused):
-    """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
+def _import_without(*unused):
+    """Import socket and http.server without email and more that comes along for what we do not use.
 
-    All of it is forgotten again, so that whoever imports it after us gets whole modules.
+    It is half of a start, and 6 MB. All of it is forgotten again, so that who imports it after us gets whole modules.
     """
     known = set(sys.modules)
     sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
     if "http" not in known:  # a package without its table of statuses, see phrase()
         sys.modules["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]
-    try:
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-    finally:
-        for name in {"http.server", "socketserver", *unused} - known:
-            sys.modules.pop(name, None)
-    return BaseHTTPRequestHandler, HTTPServer
+    import socket
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    for name in {"socket", "socketserver", "http.server", *unused} - known:
+        sys.modules.pop(name, None)
+    return socket, BaseHTTPRequestHandler, HTTPServer
 
 
-BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(*(
-    "copy datetime email email.utils html http http.client mimetypes shutil threading urllib urllib.parse").split())
+socket, BaseHTTPRequestHandler, HTTPServer = _import_without(*(
+    "array copy datetime email email.utils html http http.client mimetypes selectors shutil threading urllib urllib.parse"
+).split())
 
 VERSION = "1.0"
 DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
@@ -112,7 +111,7 @@ MAX_CONNECTIONS = 4096
 FEW_CONNECTIONS = 128  # until there are more, a limit of open files that is eight times that is left as it is
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
 ACCEPT_BATCH = 128  # connections accepted before the others are looked at
-LOOKS = 30  # for the next request before the server sleeps, some 40 microseconds
+LOOKS = 60  # for the next request before the server sleeps, some 40 microseconds
 REQUESTS_PER_TURN = 16  # pipelined requests of one client that are answered before the others are looked at
 
 # Log.
@@ -237,6 +236,11 @@ KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has
                      "write a path below meta-data/, such as placement/host-id")}
 
 
+def rows(table):
+    """Return the words of each line of a table."""
+    return [line.split() for line in table.split("\n") if line]
+
+
 class Record(dict):
     """A dict with keys of words and dashes that can be written as attributes: record.http_tokens is ["http-tokens"]."""
 
@@ -275,10 +279,10 @@ def _settings():
     for line in filter(None, SETTINGS.split("\n")):
         if line.startswith("["):
             sections = [settings.setdefault(name, {}) for name in line[1:-1].split("] [")]
-            continue
-        key, form, default = line.split()
-        for keys in sections:
-            keys[key] = form, default
+        else:
+            key, *form_and_default = line.split()
+            for keys in sections:
+                keys[key] = form_and_default
     return settings
 
 
@@ -290,15 +294,15 @@ def _read_sections(path):
     try:
         parser.read_string(read_file(path).decode("utf-8-sig"), path)
     except OSError as error:
-        raise ConfigError("%s: %s" % (path, error.strerror)) from None
+        raise ConfigError("%s: %s" % (path, error.strerror))
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
         raise _wrong(path, error.section, _shown(getattr(error, "option", "")), "stands there twice, line %d" % (
-            error.lineno)) from None
+            error.lineno))
     except configparser.ParsingError as error:  # its own text would show the line, which may hold a secret
         raise ConfigError("%s: line %d is neither a [section] nor key = value" % (
-            path, getattr(error, "lineno", 0) or error.errors[0][0])) from None
+            path, getattr(error, "lineno", 0) or error.errors[0][0]))
     except UnicodeDecodeError:
-        raise ConfigError("%s: is not UTF-8" % path) from None
+        raise ConfigError("%s: is not UTF-8" % path)
     return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
@@ -336,7 +340,7 @@ def _check(path, section, key, form, text):
     try:
         return parse(form, text)
     except ValueError as error:
-        raise _wrong(path, section, key, error) from None
+        raise _wrong(path, section, key, error)
 
 
 def _wrong(path, section, key, words):
@@ -372,7 +376,7 @@ def parse(form, text):
     if form in FORMS:
         return FORMS[form](text)
     pattern, example = PATTERNS.get(form) or (form[:-2] + "([0-9a-f]{8}|[0-9a-f]{17})", form[:-2] + "0123456789abcdef0")
-    if not re.fullmatch(pattern, text, re.ASCII):
+    if not re.fullmatch("(?a)" + pattern, text):
         raise ValueError("not right; write it like " + example)  # without the value, which may be a secret
     return text
 
@@ -399,12 +403,12 @@ def timestamp(text):
     """Return the seconds since the epoch of an ISO 8601 time, UTC or with an offset; fractions are dropped."""
     import datetime
     match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?(?:[Zz]|UTC|([+-]\d\d):?(\d\d))", text, re.ASCII)
+        r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?([Zz]|UTC|[+-]\d\d:?\d\d)", text)
     try:
-        zone = (match.group(3) or "+00") + (match.group(4) or "00")
-        return int(datetime.datetime.strptime(" ".join(match.group(1, 2)) + zone, "%Y-%m-%d %H:%M:%S%z").timestamp())
+        words = " ".join(match.groups()).upper().replace("UTC", "Z")
+        return int(datetime.datetime.strptime(words, "%Y-%m-%d %H:%M:%S %z").timestamp())
     except (AttributeError, ValueError, OverflowError):
-        raise ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % text) from None
+        raise ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % text)
 
 
 def when(text):
@@ -415,7 +419,7 @@ def when(text):
     try:
         fixed = timestamp(text)
     except ValueError:
-        raise ValueError("%r is no time; write +90s (after start or reload) or 2026-12-01T08:00:00Z" % text) from None
+        raise ValueError("%r is no time; write +90s (after start or reload) or 2026-12-01T08:00:00Z" % text)
     return lambda start: fixed
 
 
@@ -431,7 +435,7 @@ def ip_address(text, family=socket.AF_INET):
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, text))
     except (OSError, ValueError):
-        raise ValueError("%r is no %s address" % (text, "IPv4" if family == socket.AF_INET else "IPv6")) from None
+        raise ValueError("%r is no %s address" % (text, "IPv4" if family == socket.AF_INET else "IPv6"))
 
 
 def ip_block(text, family=socket.AF_INET):
@@ -454,8 +458,8 @@ def block(address, bits):
 
 def bind_address(text):
     """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
-    match = re.fullmatch(r"\[([\w.%:-]+)\](?::(\d{0,5}))?|([\w.%-]+)(?::(\d{0,5}))?|((?:[\w.%-]*:){2}[\w.%:-]*)",
-                         text, re.ASCII)
+    match = re.fullmatch(r"(?a)\[([\w.%:-]+)\](?::(\d{0,5}))?|([\w.%-]+)(?::(\d{0,5}))?|"
+                         r"((?:[\w.%-]*:){2}[\w.%:-]*)", text)
     host, port = match.expand(r"\1\3\5 \2\4").split(" ") if match else ("", "")
     if not host or int(port or 0) > 65535:
         raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
@@ -507,10 +511,10 @@ def _words(text, count, example):
     return words
 
 
-FAULT_ACTIONS = {"status": "400..599", "delay": "duration", **dict.fromkeys(
-    "reset no-answer expired refuse-token".split()), "code": "code"}  # word -> form of what follows it; None: nothing
-FAULT_WORDS = {**FAULT_ACTIONS, "from": "when", "for": "duration", "times": "1..999999999",
-               "probability": "probability"}
+FAULT_WORDS = dict(word.split("=") for word in (  # word -> form of what follows it; "": nothing does
+    "status=400..599 delay=duration reset= no-answer= expired= refuse-token= code=code "
+    "from=when for=duration times=1..999999999 probability=probability").split())
+FAULT_ACTIONS = list(FAULT_WORDS)[:7]
 
 
 def fault(text):
@@ -530,7 +534,7 @@ def fault(text):
 
 def probability(text):
     """Return a number above 0 and up to 1."""
-    if not re.fullmatch(r"0?\.\d+|1(\.0+)?", text, re.ASCII) or not float(text):
+    if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
         raise ValueError("%r is no probability; write a number such as 0.2, up to 1" % text)
     return float(text)
 
@@ -675,9 +679,9 @@ def _profile_section(path, name, cancelled):
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise SourceError("%s: %s" % (path, error.strerror)) from None
+        raise SourceError("%s: %s" % (path, error.strerror))
     except (configparser.Error, UnicodeDecodeError):
-        raise SourceError("%s is not a credentials file, or half of one" % path) from None
+        raise SourceError("%s is not a credentials file, or half of one" % path)
     for section in (name, "profile " + name):  # the second form is that of ~/.aws/config
         if parser.has_section(section):
             return dict(parser.items(section))
@@ -706,7 +710,7 @@ def process(settings, randomness, cancelled):
     try:
         found = json.loads(output.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise SourceError("the command printed no JSON") from None
+        raise SourceError("the command printed no JSON")
     if not isinstance(found, dict) or found.get("Version") != 1:
         raise SourceError('the command printed no {"Version": 1, ...}')
     return _keys(found.get("AccessKeyId"), found.get("SecretAccessKey"), found.get("SessionToken"),
@@ -722,12 +726,12 @@ def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
         try:
             parse(form, value)
         except (TypeError, ValueError):
-            raise SourceError("the %s is missing or has not the form of one" % name) from None
+            raise SourceError("the %s is missing or has not the form of one" % name)
     try:
         return Keys(access_key_id, secret_access_key, session_token,
                     None if expiration == "" else timestamp(expiration), remark)
     except (ValueError, TypeError):
-        raise SourceError("the expiration is no ISO 8601 time") from None
+        raise SourceError("the expiration is no ISO 8601 time")
 
 
 def run_command(command, timeout, cancelled):
@@ -739,10 +743,10 @@ def run_command(command, timeout, cancelled):
     import subprocess
     try:
         words = shlex.split(command) or [""]
-        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        child = subprocess.Popen(words, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, start_new_session=True, env=_command_environment(os.environ))
     except (OSError, ValueError) as error:
-        raise SourceError("the command cannot be started: %s" % (getattr(error, "strerror", None) or error)) from None
+        raise SourceError("the command cannot be started: %s" % (getattr(error, "strerror", None) or error))
     try:
         output, complaint = _read_command(child, time.monotonic() + timeout, cancelled)
         if child.wait():
@@ -751,7 +755,7 @@ def run_command(command, timeout, cancelled):
     finally:
         try:
             os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+        except OSError:  # nobody is left
             pass
         child.wait()
         child.stdout.close()
@@ -761,26 +765,20 @@ def run_command(command, timeout, cancelled):
 def _read_command(child, deadline, cancelled):
     """Return (stdout, stderr) of a command once it has ended, even if a grandchild still holds the pipes."""
     received = {child.stdout: b"", child.stderr: b""}
-    with selectors.DefaultSelector() as selector:
+    for pipe in received:
+        os.set_blocking(pipe.fileno(), False)
+    while True:
+        ended = child.poll() is not None  # asked before reading, so that its last words are read
         for pipe in received:
-            os.set_blocking(pipe.fileno(), False)
-            selector.register(pipe, selectors.EVENT_READ)
-        while True:
-            ended = child.poll() is not None  # asked before reading, so that its last words are read
-            ready = selector.select(0 if ended else FETCH_POLL) if selector.get_map() else cancelled(FETCH_POLL) and ()
-            for key, _ in ready or ():
-                data = os.read(key.fd, MAX_SOURCE_BYTES)
-                received[key.fileobj] += data
-                if not data:
-                    selector.unregister(key.fileobj)
-            if max(map(len, received.values())) > MAX_SOURCE_BYTES:
+            received[pipe] += pipe.read(MAX_SOURCE_BYTES + 1) or b""
+            if len(received[pipe]) > MAX_SOURCE_BYTES:
                 raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
-            if ended and not ready:
-                return received[child.stdout], received[child.stderr]
-            if time.monotonic() > deadline:
-                raise SourceError("the command took too long and was killed")
-            if cancelled():
-                raise SourceError("the command was stopped")
+        if ended:
+            return received.values()
+        if time.monotonic() > deadline:
+            raise SourceError("the command took too long and was killed")
+        if cancelled(FETCH_POLL):
+            raise SourceError("the command was stopped")
 
 
 def _command_environment(environ):
@@ -815,7 +813,8 @@ class Rotation:
     """
 
     _good = _thread = None  # the Credentials, the thread of a slow fetch
-    _fetching = _again = False  # again: asked for while a fetch was under way
+    pending = False  # a fetch is under way, whose outcome a request without credentials may wait for
+    _again = False  # asked for meanwhile
     _cancelled = False
     _refresh_at = _failures = _retry_at = 0  # the last one on the monotonic clock, after a failure
 
@@ -834,17 +833,12 @@ class Rotation:
         good = self._good
         return good if good and self._clock() < good.expiration else None
 
-    @property
-    def pending(self):
-        """True while a fetch is under way, whose outcome a request without credentials may wait for."""
-        return self._fetching
-
     def refresh(self):
         """Fetch new credentials now, or once more after the fetch under way, which may have begun too early."""
-        if self._fetching:
+        if self.pending:
             self._again = True
             return
-        self._fetching, self._seen = True, self._fingerprint()
+        self.pending, self._seen = True, self._fingerprint()
         if not self._post:
             self._settle(self._attempt())
             return
@@ -858,7 +852,7 @@ class Rotation:
 
     def tick(self):
         """Do what has become due; called once a second."""
-        if self._files and not self._fetching and self._fingerprint() != self._seen:
+        if self._files and not self.pending and self._fingerprint() != self._seen:
             self.refresh()
         self._refresh_when_due()
 
@@ -871,7 +865,7 @@ class Rotation:
     def _refresh_when_due(self):
         now, good = self._clock(), self._good
         due = not good or now >= self._refresh_at or now < good.last_updated - 1  # the clock was set back
-        if due and not self._fetching and self._monotonic() >= self._retry_at:
+        if due and not self.pending and self._monotonic() >= self._retry_at:
             self.refresh()
 
     def _attempt(self):
@@ -888,7 +882,7 @@ class Rotation:
 
     def _settle(self, outcome):
         """Take the outcome of a fetch: Keys or a SourceError."""
-        self._fetching = False
+        self.pending = False
         if self._cancelled:
             return
         now = self._clock()
@@ -1051,9 +1045,9 @@ def _interfaces(config, instance):
             _derive(facts, INTERFACE_FACTS)
             _check_interface(facts)
         except ValueError as error:
-            raise ConfigError("[%s] %s" % (section, error)) from None
+            raise ConfigError("[%s] %s" % (section, error))
         interfaces.append(facts)
-    for group, key in map(str.split, TOLD_ALIKE.strip().split("\n")):
+    for group, key in rows(TOLD_ALIKE):
         told = {facts[group]: [] for facts in interfaces}
         for facts in interfaces:
             told[facts[group]] += [item for item in facts[key].split("\n") if item and item not in told[facts[group]]]
@@ -1082,9 +1076,14 @@ def _digest(*seed):
     return blake2b("\0".join(seed).encode(), digest_size=32).digest()
 
 
-PARTITIONS = {"cn": ("aws-cn", "amazonaws.com.cn"), "us-gov": ("aws-us-gov", "amazonaws.com"),
-              "us-iso": ("aws-iso", "c2s.ic.gov"), "us-isob": ("aws-iso-b", "sc2s.sgov.gov"),
-              "eusc-de": ("aws-eusc", "amazonaws.eu")}  # by the beginning of a region; all others are "aws"
+# Beginning of a region, its partition and domain; all others are aws and amazonaws.com.
+PARTITIONS = """
+cn       aws-cn      amazonaws.com.cn
+us-gov   aws-us-gov  amazonaws.com
+us-iso   aws-iso     c2s.ic.gov
+us-isob  aws-iso-b   sc2s.sgov.gov
+eusc-de  aws-eusc    amazonaws.eu
+"""
 
 
 def _place(zone):
@@ -1096,7 +1095,7 @@ def _place(zone):
     region = re.match(r".+?-\d", zone).group()
     place, letter = zone[len(region):-1], zone[-1]  # "" and "a", "-lax-1" and "a", "-wl1-bos-wlz-" and "1"
     area, direction, number = region.rsplit("-", 2)
-    partition, domain = PARTITIONS.get(area, ("aws", "amazonaws.com"))
+    partition, domain = next((row[1:] for row in rows(PARTITIONS) if row[0] == area), ("aws", "amazonaws.com"))
     for word in "north", "south", "east", "west", "central":
         direction = direction.replace(word, word[0])
     zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
@@ -1152,7 +1151,7 @@ def _group_ids(facts, groups):
 
 def _check_interface(facts):
     """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
-    for inner, outer in map(str.split, WITHIN.strip().split("\n")):
+    for inner, outer in rows(WITHIN):
         for item in filter(None, facts[inner].split("\n")):
             if not within(item, facts[outer]):
                 raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
@@ -1181,7 +1180,7 @@ def event_facts(events, start, now):
     The times in a notice are fixed from its start on. Sources: EC2 User Guide, "Spot Instance interruption notices",
     "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target lifecycle state".
     """
-    facts, moments = {"scheduled": [], "history": []}, []
+    facts, scheduled, history, moments = {}, [], [], []
 
     def begun(at):
         moments.append(at(start))
@@ -1190,6 +1189,8 @@ def event_facts(events, start, now):
     if events.spot_interruption and begun(events.spot_interruption[0]):
         facts["spot-action"] = action = events.spot_interruption[1]
         facts["spot-time"] = utc(moments[-1] + (0 if action == "hibernate" else 120))  # two minutes
+        if action == "terminate":
+            facts["termination-time"] = facts["spot-time"]
     if events.rebalance_recommendation and begun(events.rebalance_recommendation):
         facts["notice-time"] = utc(moments[-1])
     for at, state in sorted(events.target_lifecycle_state, key=lambda row: row[0](start)):
@@ -1198,17 +1199,23 @@ def event_facts(events, start, now):
     for number, (at, code, not_before, not_after, end, state) in enumerate(events.scheduled_maintenance):
         over = begun(end)
         if begun(at):
-            facts["history" if over else "scheduled"].append(list(zip(
+            (history if over else scheduled).append(zip(
                 "NotBefore Code Description EventId NotAfter State".split(),
                 (_event_time(not_before(start)), code,
                  ("[%s] " % state.capitalize() if over else "") + MAINTENANCE[code],
                  unique("instance-event-", str(int(moments[-1])), str(number)),
-                 _event_time(not_after(start)), state if over else "active"))))
+                 _event_time(not_after(start)), state if over else "active")))
+    facts["scheduled-events"], facts["past-events"] = map(_json_list, (scheduled, history))
     return facts, min((moment for moment in moments if moment > now), default=float("inf"))
 
 
 def _event_time(seconds):
     return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def _json_list(events):
+    objects = ["  " + pretty_json(event).replace("\n", "\n  ") for event in events]
+    return "[ \n%s \n]" % ", \n".join(objects) if objects else "[]"
 
 
 # ---------------------------------------------------------------- routes -----------------------
@@ -1236,45 +1243,15 @@ version                  document-version
 def identity_document(facts):
     """Return the instance identity document, keys in the order of the real one."""
     fields = []
-    for key, fact in (line.split() for line in IDENTITY_DOCUMENT.strip().split("\n")):
+    for key, fact in rows(IDENTITY_DOCUMENT):
         value = facts.get(fact.rstrip("[]"))
         fields.append((key, value.split("\n") if value and fact.endswith("[]") else value))
     return pretty_json(fields)
 
 
-def maintenance_events(key):
-    """Return a row for the maintenance events "scheduled" or "history"; [] when there are none."""
-    def row(facts):
-        events = ("  " + pretty_json(event).replace("\n", "\n  ") for event in facts[key])
-        return "[ \n%s \n]" % ", \n".join(events) if facts[key] else "[]"
-    return row
-
-
-def spot_action(facts):
-    """Return the notice that node termination handlers poll for: one line, {"action": "terminate", "time": "..."}."""
-    return compact_json([("action", facts.spot_action), ("time", facts.spot_time)])
-
-
-def termination_time(facts):
-    """Return the time of the interruption, which only a termination has."""
-    return facts.spot_time if facts.spot_action == "terminate" else None
-
-
 def all_tags(facts):
     """Return all tags as one JSON object."""
     return compact_json([(member["tag"], member["tag-value"]) for member in facts.tags], ",", ":")
-
-
-def iam_info(facts):
-    """Return the instance profile."""
-    return pretty_json([("Code", "Success"), ("LastUpdated", facts.updated),
-                        ("InstanceProfileArn", facts.instance_profile_arn),
-                        ("InstanceProfileId", facts.instance_profile_id)])
-
-
-def identity_info(facts):
-    """Return the account of the instance identity role, which every instance has, with a profile or without."""
-    return pretty_json([("Code", "Success"), ("LastUpdated", facts.updated), ("AccountId", facts.account_id)])
 
 
 def role_credentials(facts):
@@ -1284,8 +1261,7 @@ def role_credentials(facts):
 
 def extended_credentials(facts):
     """Serve the same with AccountId, where clients of that path are to be tested."""
-    return Live(facts.rotations[facts.extended_role],
-                lambda credentials: credentials.document(facts.account_id))
+    return Live(facts.rotations[facts.extended_role], Credentials.document, facts.account_id)
 
 
 def identity_credentials(facts):
@@ -1296,8 +1272,7 @@ def identity_credentials(facts):
 def container_credentials(facts):
     """Serve the credentials of any role as ECS and EKS do."""
     arn = "arn:%s:iam::%s:role/%s" % (facts.partition, facts.account_id, facts.container_role)
-    return Live(facts.rotations[facts.container_role],
-                lambda credentials: credentials.container_document(arn, facts.account_id))
+    return Live(facts.rotations[facts.container_role], Credentials.container_document, arn, facts.account_id)
 
 
 def user_data(facts):
@@ -1305,7 +1280,18 @@ def user_data(facts):
     return Leaf(facts.user_data, "application/octet-stream", facts.modified)
 
 
-IDENTITY_ROLE = "aws:ec2-instance"
+IDENTITY_ROLE = "aws:ec2-instance"  # every instance has it, with an instance profile or without
+IDENTITY_INFO = """{{
+  "Code" : "Success",
+  "LastUpdated" : "{updated}",
+  "AccountId" : "{account-id}"
+}}"""
+IAM_INFO = """{{
+  "Code" : "Success",
+  "LastUpdated" : "{updated}",
+  "InstanceProfileArn" : "{instance-profile-arn}",
+  "InstanceProfileId" : "{instance-profile-id}"
+}}"""
 
 # Path -> value. A value is a text with {facts} in it, or a function of the facts; a row of which a fact is missing is
 # not there, nor is one whose function returns None. A path with {mac}, {tag}, {volume} or {container-role} stands for
@@ -1325,15 +1311,15 @@ ROUTES = {
     "/latest/meta-data/block-device-mapping/root": "{root-device}",
     "/latest/meta-data/block-device-mapping/swap": "{swap-device}",
     "/latest/meta-data/block-device-mapping/{volume}": "{device}",
-    "/latest/meta-data/events/maintenance/history": maintenance_events("history"),
-    "/latest/meta-data/events/maintenance/scheduled": maintenance_events("scheduled"),
+    "/latest/meta-data/events/maintenance/history": "{past-events}",
+    "/latest/meta-data/events/maintenance/scheduled": "{scheduled-events}",
     "/latest/meta-data/events/recommendations/rebalance": '{{"noticeTime": "{notice-time}"}}',
     "/latest/meta-data/hibernation/configured": "{hibernation}",
     "/latest/meta-data/hostname": "{local-hostname}",
-    "/latest/meta-data/iam/info": iam_info,
+    "/latest/meta-data/iam/info": IAM_INFO,
     "/latest/meta-data/iam/security-credentials/{role}": role_credentials,
     "/latest/meta-data/iam/security-credentials-extended/{extended-role}": extended_credentials,
-    "/latest/meta-data/identity-credentials/ec2/info": identity_info,
+    "/latest/meta-data/identity-credentials/ec2/info": IDENTITY_INFO,
     "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance": identity_credentials,
     "/latest/meta-data/instance-action": "{instance-action}",
     "/latest/meta-data/instance-id": "{instance-id}",
@@ -1384,8 +1370,8 @@ ROUTES = {
     "/latest/meta-data/security-groups": "{security-groups}",
     "/latest/meta-data/services/domain": "{domain}",
     "/latest/meta-data/services/partition": "{partition}",
-    "/latest/meta-data/spot/instance-action": spot_action,
-    "/latest/meta-data/spot/termination-time": termination_time,
+    "/latest/meta-data/spot/instance-action": '{{"action": "{spot-action}", "time": "{spot-time}"}}',
+    "/latest/meta-data/spot/termination-time": "{termination-time}",
     "/latest/meta-data/system": "{system}",
     "/latest/meta-data/tag-sets/instance": all_tags,
     "/latest/meta-data/tags/instance/{tag}": "{tag-value}",
@@ -1416,17 +1402,18 @@ class Listing(Leaf):
 class Live:
     """A value that changes while the tree stays: credentials, rendered once per generation."""
 
-    __slots__ = "rotation _render _credentials _leaf".split()
+    _credentials = _leaf = None
 
-    def __init__(self, rotation, render):
-        self.rotation, self._render, self._credentials, self._leaf = rotation, render, None, None
+    def __init__(self, rotation, render, *details):
+        self.rotation, self._render, self._details = rotation, render, details
 
     def leaf(self):
         """Return the Leaf of now, or None while there are no good credentials."""
         credentials = self.rotation.current()
         if credentials is not self._credentials:
             self._credentials = credentials
-            self._leaf = credentials and Leaf(self._render(credentials), modified=credentials.last_updated)
+            self._leaf = credentials and Leaf(self._render(credentials, *self._details),
+                                              modified=credentials.last_updated)
         return self._leaf
 
 
@@ -1654,7 +1641,7 @@ def _user_data(settings):
         try:
             data = read_file(settings.file, MAX_USER_DATA + 1)
         except OSError as error:
-            raise ConfigError("[user-data] file: %s: %s" % (settings.file, error.strerror)) from None
+            raise ConfigError("[user-data] file: %s: %s" % (settings.file, error.strerror))
     if len(data) > MAX_USER_DATA:
         raise ConfigError("[user-data] %s: over %d bytes, which EC2 would not take" % (
             "file" if settings.file else "text", MAX_USER_DATA))
@@ -1666,21 +1653,20 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
 
     `former` is the outcome of an earlier call. Fetches nothing yet. Raises ConfigError.
     """
-    wanted = {IDENTITY_ROLE: {"source": "generate", "lifetime": 6 * 3600},
+    wanted = {IDENTITY_ROLE: Record(source="generate", lifetime=6 * 3600),
               config.credentials.role: config.credentials}
     for section, settings in config.items():
         kind, _, role = section.partition(" ")
         role = role.strip()
         if kind != "role":
             continue
-        if role in wanted or not re.fullmatch(PATTERNS["role"][0], role, re.ASCII):
+        if role in wanted or not re.fullmatch("(?a)" + PATTERNS["role"][0], role):
             raise ConfigError("[%s]: %s" % (section, "there is a role of that name already" if role in wanted else
                                             "not the name of a role; letters, digits and _+=,.@-"))
         wanted[role] = settings
     wanted.pop("", None)  # no instance profile
     rotations = {}
-    for role, section in wanted.items():
-        settings = Record((key, value) for key, value in section.items() if key not in ("role", "extended"))
+    for role, settings in wanted.items():
         if role in former and former[role].settings == settings:
             rotations[role] = former[role]
             continue
@@ -1732,15 +1718,11 @@ def container_error(status, code, message):
 
 
 class Postponed(Exception):
-    """Ask the handler again after so many seconds; nobody else waits."""
-
-    seconds = property(lambda self: self.args[0])
+    """Ask the handler again after so many seconds, the argument; nobody else waits."""
 
 
 class Dropped(Exception):
-    """Answer nothing: reset the connection, or leave it open without a word."""
-
-    reset = property(lambda self: self.args[0])
+    """Answer nothing: reset the connection if the argument is true, or leave it open without a word."""
 
 
 class Request:
@@ -1867,15 +1849,15 @@ def host_name(text):
 
 def _frame(request):
     """Tell how long the body is, and whether the client waits to be asked for it. No request here needs a body."""
-    length, coding = request.fields.get("content-length"), request.fields.get("transfer-encoding")
+    length, coding = request.fields.get("content-length", "0"), request.fields.get("transfer-encoding")
     request.chunked = coding is not None
-    if request.chunked and (coding.lower() != "chunked" or length is not None or not request.minor):
+    if request.chunked and (coding.lower() != "chunked" or "content-length" in request.fields or not request.minor):
         raise HTTPError(400, "Transfer-Encoding that is not just chunked")
-    if length is not None and not re.match(r"(0|[1-9]\d*)$", length, re.ASCII):
+    if not re.match("(0|[1-9][0-9]*)$", length):
         raise HTTPError(400, "malformed Content-Length")
-    if length is not None and (len(length) > 9 or int(length) > MAX_BODY):
+    if len(length) > 9 or int(length) > MAX_BODY:
         raise HTTPError(413, "body over %d bytes" % MAX_BODY)
-    request.length = int(length or 0)
+    request.length = int(length)
     expectation = request.fields.get("expect") if request.minor else None
     request.expects = expectation is not None
     if request.expects and (expectation.lower(), request.method, request.path) != ("100-continue", "PUT", TOKEN_PATH):
@@ -2008,7 +1990,7 @@ class Handler(BaseHTTPRequestHandler):
         if "x-forwarded-for" in self.request.fields:
             raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
         ttl = self.request.fields.get(TTL_HEADER, "")
-        if not re.match(r"\d{1,5}$", ttl, re.ASCII) or int(ttl) > MAX_TOKEN_TTL:
+        if not re.match("[0-9]{1,5}$", ttl) or int(ttl) > MAX_TOKEN_TTL:
             raise HTTPError(400, "X-aws-ec2-metadata-token-ttl-seconds must be 1 to %d" % MAX_TOKEN_TTL)
         self.hop_limit = self.imds.hop_limit
         self.ttl = b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % int(ttl)
@@ -2126,6 +2108,9 @@ class Handler(BaseHTTPRequestHandler):
 
 # ---------------------------------------------------------------- server -----------------------
 
+READ, WRITE = select.POLLIN, select.POLLOUT
+
+
 class Connection:
     """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
 
@@ -2134,7 +2119,7 @@ class Connection:
     started = 0.0
     ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
     asked = False  # 100 Continue was sent for the request at hand
-    watched = 0  # what the selector watches the socket for
+    watched = 0  # for READ, WRITE or nothing, never for both
 
     def __init__(self, server, client, peer):
         self.server, self.socket, self.peer = server, client, peer
@@ -2150,7 +2135,7 @@ class Connection:
         try:
             data = self.socket.recv(65536)
         except (BlockingIOError, InterruptedError):
-            self._watch(selectors.EVENT_READ)
+            self._watch(READ)
             return
         except OSError:
             data = b""
@@ -2252,7 +2237,7 @@ class Connection:
             except OSError:
                 self.close()
                 return
-        self._watch(selectors.EVENT_READ)
+        self._watch(READ)
 
     def _respond(self):
         """Have the handler answer, now or later or never."""
@@ -2263,10 +2248,10 @@ class Connection:
         except Postponed as postponed:
             self._watch(0)
             self.deadline = self._latest()
-            self.server.call_later(postponed.seconds, self.resume)
+            self.server.call_later(*postponed.args, self.resume)
             return
         except Dropped as dropped:
-            self._drop(dropped.reset)
+            self._drop(*dropped.args)
             return
         handler, self.handler = self.handler, None
         self.idle_until = self.server.now + IDLE_SECONDS
@@ -2299,7 +2284,7 @@ class Connection:
             self.close(reset=True)
         else:
             self.ending, self.deadline = "linger", self._latest()
-            self._watch(selectors.EVENT_READ)  # until the client gives up
+            self._watch(READ)  # until the client gives up
 
     def _latest(self):
         """Return the deadline of what may take as long as it likes, unless the server stops."""
@@ -2328,22 +2313,16 @@ class Connection:
         if self.unsent:
             if sent or not begun:
                 self.deadline = self.server.now + REQUEST_SECONDS
-            self._watch(selectors.EVENT_WRITE)
+            self._watch(WRITE)
 
     def _watch(self, events):
-        if events == self.watched:
-            return
-        if not self.watched:
-            self.server.selector.register(self.socket, events, self)
-        elif events:
-            self.server.selector.modify(self.socket, events, self)
-        else:
-            self.server.selector.unregister(self.socket)
-        self.watched = events
+        if events != self.watched:
+            self.watched = events
+            self.server.watch(self.socket, events, self.writable if events == WRITE else self.readable)
 
 
 class Server(HTTPServer):
-    """One thread, one selector, no lock: complete requests go to a Handler, whatever has to wait is a timer.
+    """One thread, one poll, no lock: complete requests go to a Handler, whatever has to wait is a timer.
 
     `imds` is what it serves, and may be replaced at any time. `post` may be called by other threads and by nobody else.
     """
@@ -2357,11 +2336,12 @@ class Server(HTTPServer):
         self._short_of_files = self._busy = False
         self.limit = FEW_CONNECTIONS if os.sysconf("SC_OPEN_MAX") >= 8 * FEW_CONNECTIONS else most_connections()
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
-        self.selector = selectors.DefaultSelector()
+        epoll = getattr(select, "epoll", None)  # of Linux; poll, which all have, counts in milliseconds
+        self._poll, self._second, self._callbacks = epoll() if epoll else select.poll(), 1 if epoll else 1000, {}
         self._wake_receiver, self.waker = socket.socketpair()
         for end in (self._wake_receiver, self.waker):
             end.setblocking(False)
-        self.selector.register(self._wake_receiver, selectors.EVENT_READ, self._woken)
+        self.watch(self._wake_receiver, READ, self._woken)
         super().__init__(address, Handler, bind_and_activate=False)
 
     def server_bind(self):
@@ -2376,7 +2356,7 @@ class Server(HTTPServer):
     def server_activate(self):
         """Open the port."""
         super().server_activate()
-        self.selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self.watch(self.socket, READ, self._accept)
 
     def serve_forever(self, poll_interval=None):
         """Serve until `stop`, and then until what is in flight is done."""
@@ -2390,18 +2370,20 @@ class Server(HTTPServer):
 
         After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
         """
-        wait = max(0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        wait = max(0, self._timers[0][0] - time.monotonic()) * self._second if self._timers else None
         for _ in range(LOOKS if self._busy and wait != 0 else 0):
-            ready = self.selector.select(0)
+            ready = self._poll.poll(0)
             if ready:
                 break
         else:
-            ready = self.selector.select(wait)
+            ready = self._poll.poll(wait)
         self._busy = bool(ready)
         self.now = time.monotonic()
         self.clock.tick()
-        for key, events in ready:
-            self._serve(key.data, events)
+        for number, _ in ready:
+            callback = self._callbacks.get(number)
+            if callback:  # not closed by what came before it in this round
+                self._guarded(callback)
         while self._timers and self._timers[0][0] <= self.now:
             self._guarded(heapq.heappop(self._timers)[2])
         self.log.flush()
@@ -2409,6 +2391,16 @@ class Server(HTTPServer):
     def handle(self, request, started):
         """Return the Handler of a request."""
         return self.RequestHandlerClass(request, self.imds, self.tokens, self.clock, started + CLIENT_PATIENCE)
+
+    def watch(self, watched, events, callback=None):
+        """Have something called whenever a socket is ready for READ or WRITE; 0: no longer."""
+        number = watched.fileno()
+        known = self._callbacks.pop(number, None)
+        if events:
+            (self._poll.modify if known else self._poll.register)(number, events)
+            self._callbacks[number] = callback
+        elif known:
+            self._poll.unregister(number)
 
     def call_later(self, seconds, callback):
         """Have something called in so many seconds."""
@@ -2428,8 +2420,7 @@ class Server(HTTPServer):
         if not self.stopping:
             self.stopping = True
             self._accept()
-            if self.socket.fileno() in self.selector.get_map():  # not while it waits for open files
-                self.selector.unregister(self.socket)
+            self.watch(self.socket, 0)
             self.socket.close()
             for connection in list(self.connections):
                 connection.finish()
@@ -2438,16 +2429,9 @@ class Server(HTTPServer):
         """Close all sockets."""
         for connection in list(self.connections):
             connection.close()
-        self.selector.close()
         super().server_close()
         self._wake_receiver.close()
         self.waker.close()
-
-    def _serve(self, served, events):
-        if not isinstance(served, Connection):
-            self._guarded(served)
-        elif served.socket:  # not closed by what came before it in this round
-            self._guarded(served.writable if events & selectors.EVENT_WRITE else served.readable)
 
     def _guarded(self, callback):
         try:
@@ -2490,9 +2474,8 @@ class Server(HTTPServer):
         if not self._short_of_files:
             self.log.say("out of open files: new connections have to wait")
         self._short_of_files = True
-        self.selector.unregister(self.socket)
-        self.call_later(0.2, lambda: self.stopping or self.selector.register(
-            self.socket, selectors.EVENT_READ, self._accept))
+        self.watch(self.socket, 0)
+        self.call_later(0.2, lambda: self.stopping or self.watch(self.socket, READ, self._accept))
 
     def _woken(self):
         try:
@@ -2608,7 +2591,6 @@ class Log:
 
 
 def _takes_more(target):
-    import select
     poll = select.poll()
     poll.register(target, select.POLLOUT)
     return any(events & select.POLLOUT and not events & select.POLLERR for _, events in poll.poll(0))
@@ -2668,7 +2650,7 @@ class Daemon:
             self._rotations = make_rotations(self._config, self.log.say, self.server.post, self._rotations)
             return Imds(self._config, self._rotations, self._box, (self.address[0],))
         except ConfigError as error:
-            raise ConfigError("%s: %s" % (self._options.config, error)) from None
+            raise ConfigError("%s: %s" % (self._options.config, error))
 
     def _catch_signals(self):
         """Have signals noted, and the server woken; what they ask for is done between two rounds."""
@@ -2685,7 +2667,7 @@ class Daemon:
             self.server.server_activate()
         except (OSError, UnicodeError) as error:
             raise OSError(getattr(error, "errno", None) or errno.EINVAL, "cannot listen on %s port %d: %s" % (
-                *self.address, getattr(error, "strerror", None) or error)) from None
+                *self.address, getattr(error, "strerror", None) or error))
         self.server.call_later(1, self._tick)
         self._announce()
 

@@ -361,7 +361,7 @@ def test_delay(make_imds):
 
     with pytest.raises(Postponed) as postponed:
         delayed.respond()
-    assert postponed.value.seconds == 1.5
+    assert postponed.value.args == (1.5,)
     assert Answer(delayed.respond()).status == 200
 
 
@@ -371,7 +371,7 @@ def test_delay_and_status(make_imds):
 
     with pytest.raises(Postponed) as postponed:
         delayed.respond()
-    assert postponed.value.seconds == 3
+    assert postponed.value.args == (3,)
     assert Answer(delayed.respond()).status == 503
 
 
@@ -393,7 +393,7 @@ def test_dropped(make_imds, action, reset):
     with pytest.raises(Dropped) as dropped:
         ask(make_imds("[faults]\nx = /latest/* %s\n" % action), META + "mac")
 
-    assert dropped.value.reset is reset
+    assert dropped.value.args == (reset,)
 
 
 def test_first_status_wins(make_imds):
