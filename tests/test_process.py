@@ -880,6 +880,11 @@ assert hashlib.sha1(b"").hexdigest()[:8] == "da39a3ee" and hmac.new(b"", b"", "s
 assert client.HTTPConnection("x") and server is http.server and http.server.email.utils is email.utils
 assert socketserver.threading.Thread and urllib.parse.quote(" ") == "%%20" and shutil.which("sh")
 assert service.Handler.__mro__[1].__name__ == "BaseHTTPRequestHandler" and service.signal.SIGHUP == 1
+import array, selectors, socket
+assert socket.selectors is selectors and selectors.DefaultSelector() and array.array("i", [1])
+one, other = socket.socketpair()
+with open("/dev/null", "rb") as nothing:
+    assert one.sendfile(nothing) == 0
 assert service.compare_digest(service.blake2b(b"x").digest(), hashlib.blake2b(b"x").digest())
 """ % (ROOT, before)])
 

@@ -112,6 +112,23 @@ def test_deadlines_are_those_of_the_design():
     assert fake_metadata.MAX_BODY <= 16384
 
 
+def test_without_epoll(serve):
+    """Where there is no epoll it asks poll: answers, timers, readers that do not read, new clients, the end."""
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 300ms\n",
+                    within=[sys.executable, "-c", "import select\ndel select.epoll\n" + WITH_LIMITS])
+    with Wire(service) as wire, service.connect() as deaf:
+        deaf.settimeout(0.2)
+        with contextlib.suppress(socket.timeout):
+            while True:
+                deaf.send(get(path=CREDENTIALS) * 100)
+        began = time.monotonic()
+        wire.send(get(path="/latest/meta-data/mac") + PROBE)
+        assert [wire.answer().status, wire.answer().status] == [200, 200] and 0.3 <= time.monotonic() - began < 1.3
+        assert answers_within(service, 0.1)
+        assert idle_within(service, 0.3, 0.2)
+    assert service.stop() == 0 and service.stderr() == ""
+
+
 def test_reader_that_does_not_read(serve):
     """A client that asks on and on and reads nothing is closed after its time, and costs little memory."""
     service = serve(within=with_limits(REQUEST_SECONDS=0.5))
