@@ -29,13 +29,15 @@ import sys
 import time
 
 
-try:  # what signal, hashlib, heapq and hmac give, without enumerations, OpenSSL and more: 3 MB, 2 ms of each start
+try:  # what signal, socket, hashlib, heapq and hmac give, without enumerations, OpenSSL and more: 3 MB, 4 ms of a start
     import _signal as signal
+    import _socket as socket
     from _blake2 import blake2b
     from _heapq import heappop, heappush
     from _operator import _compare_digest as compare_digest
 except ImportError:
     import signal
+    import socket
     from hashlib import blake2b
     from heapq import heappop, heappush
     from hmac import compare_digest
@@ -54,24 +56,24 @@ class _Unused(type(sys)):
         return iter(())
 
 
-def _import_without(*unused):
-    """Import socket and http.server without email and more that comes along for what we do not use.
+def _import_http_server_without(*unused):
+    """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
 
-    It is half of a start, and 6 MB. All of it is forgotten again, so that who imports it after us gets whole modules.
+    All of it is forgotten again, so that whoever imports it after us gets whole modules.
     """
     known = set(sys.modules)
     sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
+    sys.modules.setdefault("socket", socket)
     if "http" not in known:  # a package without its table of statuses, see phrase()
         sys.modules["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]
-    import socket
     from http.server import BaseHTTPRequestHandler, HTTPServer
-    for name in {"socket", "socketserver", "http.server", *unused} - known:
+    for name in {"http.server", "socket", "socketserver", *unused} - known:
         sys.modules.pop(name, None)
-    return socket, BaseHTTPRequestHandler, HTTPServer
+    return BaseHTTPRequestHandler, HTTPServer
 
 
-socket, BaseHTTPRequestHandler, HTTPServer = _import_without(*(
-    "array copy datetime email email.utils html http http.client mimetypes selectors shutil threading urllib urllib.parse"
+BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(*(
+    "copy datetime email email.utils html http http.client mimetypes selectors shutil threading urllib urllib.parse"
 ).split())
 
 VERSION = "1.0"
@@ -2450,7 +2452,7 @@ class Server(HTTPServer):
     def _accept(self):
         for _ in range(ACCEPT_BATCH):
             try:
-                client, address = self.socket.accept()
+                number, address = self.socket._accept()  # what accept() wraps
             except BlockingIOError:
                 return
             except OSError as error:
@@ -2459,6 +2461,7 @@ class Server(HTTPServer):
                     return
                 continue  # the client is gone already
             self._short_of_files = False
+            client = socket.socket(self.address_family, self.socket_type, 0, number)
             client.setblocking(False)
             connection = Connection(self, client, address[0])
             if self._full():
@@ -2758,8 +2761,9 @@ def notify(message, environ=os.environ):
     if not address:
         return
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
-            messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        messenger.close()
     except OSError:  # nobody listens any more
         pass
 

@@ -119,6 +119,19 @@ def test_deadlines_are_those_of_the_design():
 
 
 @needs_proc
+def test_without_private_modules(serve):
+    """Where Python lacks one of the private modules, the public ones do the same."""
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 50ms\n",
+                    within=[sys.executable, "-c", "import sys\nsys.modules['_heapq'] = None\n" + WITH_LIMITS])
+    assert service.get("/latest/meta-data/mac", token=service.token())[0] == 200
+    with Wire(service) as wire:
+        assert wire.kept()
+        service.signal(signal.SIGHUP)
+        wait_for(lambda: "reloaded" in service.log())
+    assert service.stop() == 0 and service.stderr() == ""
+
+
+@needs_proc
 def test_without_epoll(serve):
     """Where there is no epoll it asks poll: answers, timers, readers that do not read, new clients, the end."""
     service = serve("[faults]\nslow = /latest/meta-data/mac delay 300ms\n",
