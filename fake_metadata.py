@@ -61,14 +61,16 @@ def _import_http_server_without(*unused):
 
     All of it is forgotten again, so that whoever imports it after us gets whole modules.
     """
-    known = set(sys.modules)
-    sys.modules.update((name, _Unused(name)) for name in unused if name not in known)
-    sys.modules.setdefault("socket", socket)
-    if "http" not in known:  # a package without its table of statuses, see phrase()
-        sys.modules["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    for name in {"http.server", "socket", "socketserver", *unused} - known:
-        sys.modules.pop(name, None)
+    stubs = {name: _Unused(name) for name in unused}
+    stubs["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]  # without its statuses, see phrase()
+    stubs["socket"] = socket  # socketserver needs no more than we do
+    ours = set() if "http" in sys.modules else {"http.server", "socketserver", *stubs} - set(sys.modules)
+    sys.modules.update((name, stub) for name, stub in stubs.items() if name in ours)
+    try:
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+    finally:
+        for name in ours:
+            sys.modules.pop(name, None)
     return BaseHTTPRequestHandler, HTTPServer
 
 
@@ -245,7 +247,7 @@ def rows(table):
 
 
 class Record(dict):
-    """A dict with keys of words and dashes that can be written as attributes: record.http_tokens is ["http-tokens"]."""
+    """A dict whose keys can be written as attributes: record.http_tokens is record["http-tokens"], or a KeyError."""
 
     def __getattr__(self, name):
         return self[name.replace("_", "-")]
@@ -272,12 +274,12 @@ def load_config(path=None, environ=os.environ):
     for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"), ("public-ipv4", "EC2_LOCAL_IPV4")):
         if environ.get(variable):
             config.instance[key] = _check("environment", "instance", variable, settings["instance"][key][0],
-                                             environ[variable])
+                                          environ[variable])
     return config
 
 
 def _settings():
-    """Return SETTINGS as {section: {key: (form, default)}}."""
+    """Return SETTINGS as {section: {key: [form, default]}}."""
     settings = {}
     for line in filter(None, SETTINGS.split("\n")):
         if line.startswith("["):
@@ -514,10 +516,10 @@ def _words(text, count, example):
     return words
 
 
-FAULT_WORDS = dict(word.split("=") for word in (  # word -> form of what follows it; "": nothing does
-    "status=400..599 delay=duration reset= no-answer= expired= refuse-token= code=code "
-    "from=when for=duration times=1..999999999 probability=probability").split())
-FAULT_ACTIONS = list(FAULT_WORDS)[:7]
+FAULT_ACTIONS = dict(word.split("=") for word in (  # word -> form of what follows it; "": nothing does
+    "status=400..599 delay=duration reset= no-answer= expired= refuse-token= code=code").split())
+FAULT_WORDS = {**FAULT_ACTIONS, "from": "when", "for": "duration", "times": "1..999999999",
+               "probability": "probability"}
 
 
 def fault(text):
@@ -1301,9 +1303,8 @@ IAM_INFO = """{{
 }}"""
 
 # Path -> value. A value is a text with {facts} in it, or a function of the facts; a row of which a fact is missing is
-# not there, nor is one whose function returns None. A path with {mac}, {tag}, {volume} or {container-role} stands for
-# one path per interface, tag, volume, role. Every directory is derived from these paths; the few that a real instance
-# lists in another way are written down.
+# not there. A path with {mac}, {tag}, {volume} or {container-role} stands for one path per interface, tag, volume, role.
+# Every directory is derived from these paths; the few that a real instance lists in another way are written down.
 ROUTES = {
     "/": "\n".join(VERSIONS),
     "/latest": "dynamic\nmeta-data\nuser-data",  # the same with user data and without
@@ -1456,8 +1457,7 @@ def _add_row(leaves, path, value, facts, modified):
         value = value(facts) if callable(value) else value.format_map(facts)
     except KeyError:  # a fact is missing: this instance has no such row
         return
-    if value is not None:
-        leaves[path] = Leaf(value, modified=modified) if isinstance(value, str) else value
+    leaves[path] = Leaf(value, modified=modified) if isinstance(value, str) else value
 
 
 def _add_own(leaves, path, value, modified):
@@ -1673,7 +1673,8 @@ def make_rotations(config, report, post, former=(), randomness=os.urandom):
         wanted[role] = settings
     wanted.pop("", None)  # no instance profile
     rotations = {}
-    for role, settings in wanted.items():
+    for role, section in wanted.items():
+        settings = Record((key, value) for key, value in section.items() if key not in ("role", "extended"))
         if role in former and former[role].settings == settings:
             rotations[role] = former[role]
             continue
@@ -2343,8 +2344,8 @@ class Server(HTTPServer):
         self._short_of_files = self._busy = False
         self.limit = FEW_CONNECTIONS if os.sysconf("SC_OPEN_MAX") >= 8 * FEW_CONNECTIONS else most_connections()
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
-        epoll = getattr(select, "epoll", None)  # of Linux; poll, which all have, counts in milliseconds
-        self._poll, self._second, self._callbacks = epoll() if epoll else select.poll(), 1 if epoll else 1000, {}
+        epoll = getattr(select, "epoll", None)  # of Linux; poll, which all have, counts milliseconds, not seconds
+        self._poll, self._units, self._callbacks = epoll() if epoll else select.poll(), 1 if epoll else 1000, {}
         self._wake_receiver, self.waker = socket.socketpair()
         for end in (self._wake_receiver, self.waker):
             end.setblocking(False)
@@ -2377,7 +2378,7 @@ class Server(HTTPServer):
 
         After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
         """
-        wait = max(0, self._timers[0][0] - time.monotonic()) * self._second if self._timers else None
+        wait = max(0, self._timers[0][0] - time.monotonic()) * self._units if self._timers else None
         for _ in range(LOOKS if self._busy and wait != 0 else 0):
             ready = self._poll.poll(0)
             if ready:
@@ -2402,12 +2403,13 @@ class Server(HTTPServer):
     def watch(self, watched, events, callback=None):
         """Have something called whenever a socket is ready for READ or WRITE; 0: no longer."""
         number = watched.fileno()
-        known = self._callbacks.pop(number, None)
+        known = number in self._callbacks
         if events:
             (self._poll.modify if known else self._poll.register)(number, events)
             self._callbacks[number] = callback
         elif known:
             self._poll.unregister(number)
+            del self._callbacks[number]
 
     def call_later(self, seconds, callback):
         """Have something called in so many seconds."""
@@ -2439,6 +2441,8 @@ class Server(HTTPServer):
         super().server_close()
         self._wake_receiver.close()
         self.waker.close()
+        if hasattr(self._poll, "close"):
+            self._poll.close()
 
     def _guarded(self, callback):
         try:
@@ -2762,8 +2766,10 @@ def notify(message, environ=os.environ):
         return
     try:
         messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        messenger.close()
+        try:
+            messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        finally:
+            messenger.close()
     except OSError:  # nobody listens any more
         pass
 

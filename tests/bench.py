@@ -382,7 +382,7 @@ ROWS = (START, RESIDENT, LATER, ONE, SIXTEEN, SIXTY_FOUR, P99_16, P99_64, CPU, N
 OURS, WITH_TOKEN, PLAIN_ONE, BARE_ONE = "fake-metadata", "with token", "plain", "bare"
 
 Effort = collections.namedtuple("Effort", "rounds seconds starts requests tokens")
-FULL = Effort(rounds=5, seconds=1.0, starts=15, requests=1000000, tokens=300000)
+FULL = Effort(rounds=5, seconds=1.0, starts=31, requests=1000000, tokens=300000)
 QUICK = Effort(rounds=3, seconds=0.4, starts=5, requests=60000, tokens=20000)
 
 

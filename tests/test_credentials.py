@@ -427,6 +427,16 @@ def test_rotations_of_a_reload(load):
     assert set(now) == {"BaseIAMRole", "aws:ec2-instance", "a", "b", "d"}
 
 
+@pytest.mark.parametrize("before, after", [
+    ("[credentials]\n", "[credentials]\nextended = yes\n"),
+    ("[credentials]\nrole = a\n[role b]\n", "[credentials]\nrole = b\n[role a]\n")])
+def test_credentials_stay_when_they_are_shown_elsewhere(load, before, after):
+    """Where a role is shown is no setting of its credentials: they stay over a reload."""
+    former = fake_metadata.make_rotations(load(before), lambda words: None, None)
+
+    assert fake_metadata.make_rotations(load(after), lambda words: None, None, former) == former
+
+
 # The documents.
 
 GOOD = Credentials(Keys(KEY_ID, SECRET, TOKEN, None, ""), 1796112000.9, 1796133600.9)

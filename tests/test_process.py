@@ -866,7 +866,8 @@ def test_dump_that_is_stopped_leaves_no_command(tmp_path):
     assert not os.path.exists("/proc/" + pid)
 
 
-@pytest.mark.parametrize("before", ["", "import signal; sys.modules['_signal'] = None"])
+@pytest.mark.parametrize("before", [
+    "", "import signal; sys.modules['_signal'] = None", "import http", "import socket", "import email", "import http.server"])
 def test_import_leaves_whole_modules(before):
     """What is left out of our imports is whole for others, and what is private in Python need not be there."""
     said = run(command=[sys.executable, "-S", "-c", """
