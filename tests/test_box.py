@@ -830,6 +830,16 @@ def test_rotation_is_silent(shared):
     assert shared.run("logrotate /etc/logrotate.conf") == (0, "", "")
 
 
+def test_rotation_with_a_bad_configuration(installed):
+    """A mistake in the configuration does not keep the service from its new log, nor the old one from being served."""
+    before = installed.ok(PID)
+    configure(installed, "[instance]\nbogus = 1\n")
+    assert installed.run(ROTATE) == (0, "", "")
+    assert log_has(installed, "after-rotation") and installed.ok(PID) == before
+    assert "not reloaded, the old configuration stays" in installed.read(LOG)
+    configure(installed, "")
+
+
 def test_rotation_with_the_service_stopped(installed):
     """logrotate exits 0 with the service down, and does not start it."""
     installed.ok(SERVICE + "stop")
