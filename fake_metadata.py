@@ -2344,8 +2344,9 @@ class Server(HTTPServer):
         self._short_of_files = self._busy = False
         self.limit = FEW_CONNECTIONS if os.sysconf("SC_OPEN_MAX") >= 8 * FEW_CONNECTIONS else most_connections()
         self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
-        epoll = getattr(select, "epoll", None)  # of Linux; poll, which all have, counts milliseconds, not seconds
-        self._poll, self._units, self._callbacks = epoll() if epoll else select.poll(), 1 if epoll else 1000, {}
+        # How many of its units of time make a second: where there is no epoll, as on Linux, poll counts milliseconds.
+        self._poll, self._units = (select.epoll(), 1) if hasattr(select, "epoll") else (select.poll(), 1000)
+        self._callbacks = {}  # by the number of a file
         self._wake_receiver, self.waker = socket.socketpair()
         for end in (self._wake_receiver, self.waker):
             end.setblocking(False)

@@ -866,6 +866,24 @@ def test_dump_that_is_stopped_leaves_no_command(tmp_path):
     assert not os.path.exists("/proc/" + pid)
 
 
+def test_import_that_fails_leaves_whole_modules():
+    """Where http.server cannot be imported, nothing that was left out of it stays behind."""
+    said = run(command=[sys.executable, "-S", "-c", """
+import io, sys
+sys.path.insert(0, %r)
+sys.modules["io"] = None
+try:
+    import fake_metadata
+except ImportError:
+    sys.modules["io"] = io
+import email.utils, http.client, selectors, shutil, socket, threading
+assert socket.create_connection and email.utils.formatdate() and http.client.HTTPConnection("x")
+assert selectors.DefaultSelector and shutil.which("sh") and threading.Thread
+""" % ROOT])
+
+    assert said == (0, "", "")
+
+
 @pytest.mark.parametrize("before", [
     "", "import signal; sys.modules['_signal'] = None", "import http", "import socket", "import email", "import http.server"])
 def test_import_leaves_whole_modules(before):

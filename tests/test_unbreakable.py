@@ -16,7 +16,7 @@ import time
 import pytest
 
 import fake_metadata
-from service import (CREDENTIALS, LOG_LINE, PROGRAM, ROOT, TOKEN_HEADER, TTL_HEADER, Service, check_lines, cpu_seconds,
+from service import (CREDENTIALS, LOG_LINE, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines, cpu_seconds,
                      free_port, open_connections, open_files, receive_all, resident, wait_for, with_limits, WITH_LIMITS)
 from wire import PROBE, Wire, get, request
 
