@@ -1,1690 +1,1646 @@
 #!/usr/bin/env python3
 """Fake EC2 instance metadata service (IMDS) for a development box.
 
-Serves what a real instance finds at http://169.254.169.254/: rotating credentials of an instance
-profile, IMDSv1 and IMDSv2, and the whole tree of metadata. One file, standard library only.
+It serves what a real instance finds at http://169.254.169.254/: the rotating credentials of an
+instance profile, IMDSv1 and IMDSv2, and the whole tree of metadata. One file, standard library
+only, Python 3.7 and later.
 
-    python3 fake_metadata.py [OPTIONS] [HOST | HOST:PORT]          (default 127.0.0.1:8000)
+    python3 fake_metadata.py [OPTIONS] [HOST | HOST:PORT]         (default 127.0.0.1:8000)
     export AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:8000/
     curl http://127.0.0.1:8000/latest/meta-data/iam/security-credentials/BaseIAMRole
 
-Signals: HUP reopens the log and reads the configuration again, USR1 makes new credentials now,
-TERM and INT finish what is in flight and exit 0. Files: it writes the log only, and reads what --config
-names and what that names. Environment: EC2_LOCAL_HOSTNAME, EC2_LOCAL_IPV4 (public-hostname, public-ipv4),
-AWS_SHARED_CREDENTIALS_FILE, AWS_CONFIG_FILE (source = profile), NOTIFY_SOCKET.
+Signals:
 
-Reading order: configuration, credentials, the instance, routes, faults, session tokens, the service, HTTP,
-server, log, daemon and signals, main. Each section uses only those above it.
+    HUP          reopen the log, read the configuration again
+    USR1         make new credentials now
+    TERM, INT    stop accepting, finish what is in flight, exit 0
+
+Files: it writes its log and nothing else; it reads what --config names, and what that names.
+Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and public-ipv4;
+AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
+NOTIFY_SOCKET is the supervisor's.
+
+The file reads from top to bottom: what is served (tree, instance, events, faults, credentials,
+session tokens, service), how (requests, handler, server, log), how it is configured, and how it
+runs as a process.
 """
-import binascii
+from __future__ import annotations
+
+import argparse
+import base64
 import collections
+import configparser
+import contextlib
+import datetime
+import difflib
+import email.utils
 import errno
 import functools
+import hashlib
+import heapq
+import hmac
+import http.server
+import ipaddress
 import itertools
+import json
 import os
+import random
 import re
+import resource
 import select
+import selectors
+import shlex
+import signal
+import socket
 import stat
+import struct
+import subprocess
 import sys
+import threading
 import time
+import types
+import uuid
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+
+VERSION = "1.1"
 
 
-try:  # what signal, socket, hashlib, heapq and hmac give, without enumerations, OpenSSL and more: 3 MB, 4 ms of a start
-    import _signal as signal
-    import _socket as socket
-    from _blake2 import blake2b
-    from _heapq import heappop, heappush
-    from _operator import _compare_digest as compare_digest
-except ImportError:
-    import signal
-    import socket
-    from hashlib import blake2b
-    from heapq import heappop, heappush
-    from hmac import compare_digest
+# ---------------------------------------------------------------- names and limits ------------
 
-
-class _Unused(type(sys)):
-    """Stands for a module that is imported below us and never used by us."""
-
-    def __getattr__(self, name):
-        return self
-
-    def __call__(self, *args):
-        return self
-
-    def __iter__(self):
-        return iter(())
-
-
-def _import_http_server_without(*unused):
-    """Import http.server without email and more that comes along for what we do not use: half of a start, and 6 MB.
-
-    All of it is forgotten again, so that whoever imports it after us gets whole modules.
-    """
-    stubs = {name: _Unused(name) for name in unused}
-    stubs["http"].__path__ = [os.path.join(os.path.dirname(os.__file__), "http")]  # without its statuses, see phrase()
-    stubs["socket"] = socket  # socketserver needs no more than we do
-    ours = set() if "http" in sys.modules else {"http.server", "socketserver", *stubs} - set(sys.modules)
-    sys.modules.update((name, stub) for name, stub in stubs.items() if name in ours)
-    try:
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-    finally:
-        for name in ours:
-            sys.modules.pop(name, None)
-    return BaseHTTPRequestHandler, HTTPServer
-
-
-BaseHTTPRequestHandler, HTTPServer = _import_http_server_without(*(
-    "copy datetime email email.utils html http http.client mimetypes selectors shutil threading urllib urllib.parse"
-).split())
-
-VERSION = "1.0"
-DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; a neighbour on the LAN gets nothing
+DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; the LAN gets nothing
+TOKEN_PATH = "/latest/api/token"
+TOKEN_HEADER = "x-aws-ec2-metadata-token"
+TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
+CONTAINER_PATH = "/v2/credentials/"
 
 # Versions of the metadata tree, as a real instance lists them (capture of 2026-09).
-VERSIONS = ("1.0 2007-01-19 2007-03-01 2007-08-29 2007-10-10 2007-12-15 2008-02-01 2008-09-01 2009-04-04 "
-            "2011-01-01 2011-05-01 2012-01-12 2014-02-25 2014-11-05 2015-10-20 2016-04-19 2016-06-30 "
-            "2016-09-02 2018-03-28 2018-08-17 2018-09-24 2019-10-01 2020-10-27 2021-01-03 2021-03-23 "
-            "2021-07-15 2022-09-24 2024-04-11 2025-10-04 2026-04-15 latest").split()
+VERSIONS = (
+    "1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01",
+    "2008-09-01", "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25",
+    "2014-11-05", "2015-10-20", "2016-04-19", "2016-06-30", "2016-09-02", "2018-03-28",
+    "2018-08-17", "2018-09-24", "2019-10-01", "2020-10-27", "2021-01-03", "2021-03-23",
+    "2021-07-15", "2022-09-24", "2024-04-11", "2025-10-04", "2026-04-15", "latest",
+)
+
+# The addresses of IMDS, of the container endpoints of ECS and EKS, and of this box.
+OWN_HOSTS = (
+    "169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23",
+    "127.0.0.1", "::1", "localhost",
+)
+
+# Every instance has this role, with an instance profile or without one.
+IDENTITY_ROLE = "aws:ec2-instance"
 
 # Session tokens (EC2 User Guide, "How Instance Metadata Service Version 2 works").
 MAX_TOKEN_TTL = 21600  # seconds: six hours
-TOKEN_PREFIX = b"\x01\x00\x04"  # what makes real ones begin with "AQAEA"
+TOKEN_PREFIX = b"\x01\x00\x04"  # in base64 "AQAE", with which real tokens begin
 TOKEN_SHAPE = r"AQAEA[A-Za-z0-9_-]{49}"
 
 # Credentials.
-REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration of the old credentials"
-FETCH_POLL = 0.05  # seconds between two looks at a running command or a changing file
+REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
+FETCH_POLL = 0.05  # seconds between two looks at a command, or at credentials on their way
 FIRST_FETCH_WAIT = 3  # seconds that the port stays closed for the first credentials
-CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs give up after one
-MAX_SOURCE_BYTES = 65536  # output of a credential command, and a shared credentials file
+CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs wait one
+MAX_SOURCE_BYTES = 65536  # output of a credential command; a shared credentials file
 MAX_BACK_OFF = 60  # seconds between two attempts at a source that fails
 
-# HTTP (hardening: every limit has a status of its own, see read_request).
+# Requests. Each limit has a status of its own.
+METHODS = ("GET", "HEAD", "PUT", "OPTIONS", "POST", "DELETE", "PATCH", "TRACE", "CONNECT")
 MAX_TARGET = 8192  # bytes, else 414
 MAX_HEAD = 16384  # bytes, else 431
-MAX_USER_DATA = 16384  # bytes, the limit of EC2
-MAX_FIELDS = 128  # header lines, else 431: a head that comes byte by byte is looked at each time
+MAX_FIELDS = 128  # header lines, else 431: a head that trickles in is looked at again and again
 MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at all
-MAX_CHUNKS = 64  # else 413: so is a body
-MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size, with extensions
-REQUEST_SECONDS = 10  # for a whole request, and for a reader that does not read
-IDLE_SECONDS = 60  # between two requests on one connection
-LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is reset
-STOP_SECONDS = 2  # after TERM, for requests in flight; init scripts kill after 5
+MAX_CHUNKS = 64  # else 413
+MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size and extensions, else 400
+MAX_CACHED_HEAD = 1024  # bytes: longer heads are parsed anew, so that the cache stays small
+MAX_USER_DATA = 16384  # bytes, the limit of EC2
+
+# Connections.
+REQUEST_SECONDS = 10  # for a request to be whole, and for an answer to be taken
+IDLE_SECONDS = 60  # between two requests
+LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
+STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
 MAX_CONNECTIONS = 4096
-FEW_CONNECTIONS = 128  # until there are more, a limit of open files that is eight times that is left as it is
-RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources of credentials
-ACCEPT_BATCH = 128  # connections accepted before the others are looked at
-LOOKS = 60  # for the next request before the server sleeps, some 40 microseconds
-REQUESTS_PER_TURN = 16  # pipelined requests of one client that are answered before the others are looked at
+RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
+ACCEPT_BATCH = 128  # connections accepted before the others are served
+REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
+RECEIVE_BYTES = 65536
+ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files left to open
 
 # Log.
-MAX_LOGGED_LINE = 8192  # characters of a request line; with the rest a line stays below 16 KiB
-MAX_LOGGED_AGENT = 1024
-MAX_LOG_BACKLOG = 1 << 18  # bytes kept for a disk that is full, then lines are counted and dropped
-PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting for its reader (PIPE_BUF)
+MAX_LOGGED_LINE = 8192  # characters of a request line
+MAX_LOGGED_AGENT = 1024  # characters of a user agent
+PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
 
-# ---------------------------------------------------------------- configuration ----------------
+# ---------------------------------------------------------------- the tree --------------------
+#
+# What the service serves: ROUTES, and the documents in it that are more than one fact. `i` is
+# the instance of the next section.
 
-# Section, key, form, default. "-": nothing unless configured; "=": derived from other facts. A form followed by [] is a
-# list separated by commas; eni-ID is the id of a resource; the other names are those of FORMS and PATTERNS. A value may
-# be empty where the default is "-", or where the form ends with "?": then a fact that would be derived is left out.
-SETTINGS = """
-[server]
-bind                          address                    -
-log                           text                       -
-allowed-hosts                 host[]                     -
-
-[metadata-options]
-http-tokens                   optional|required          optional
-http-endpoint                 enabled|disabled           enabled
-http-put-response-hop-limit   1..64                      1
-instance-metadata-tags        enabled|disabled           disabled
-
-[instance]
-instance-id                   i-ID                       =
-instance-type                 instance-type              t3.micro
-instance-life-cycle           on-demand|spot|scheduled|capacity-block  =
-instance-action               none|shutdown|bundle-pending             none
-architecture                  x86_64|arm64|i386          =
-system                        nitro|xen|xen-on-nitro     =
-ami-id                        ami-ID                     =
-ami-launch-index              0..99999                   0
-ami-manifest-path             text                       (unknown)
-ancestor-ami-ids              ami-ID[]                   -
-reservation-id                r-ID                       =
-account-id                    account                    123456789012
-availability-zone             zone                       us-east-1a
-availability-zone-id          zone-id                    =
-launch-time                   time                       =
-key-name                      text                       -
-public-key                    public-key?                =
-placement-group               text                       -
-partition-number              1..7                       -
-host-id                       h-ID                       -
-kernel-id                     aki-ID                     -
-ramdisk-id                    ari-ID                     -
-product-codes                 text[]                     -
-billing-products              text[]                     -
-hibernation                   true|false                 -
-root-device                   device-path                /dev/xvda
-ebs-volumes                   device[]                   -
-ephemeral-volumes             device[]                   -
-swap-device                   device                     -
-monitoring                    enabled|disabled           -
-
-[instance] [interface NAME]
-mac                           mac                        =
-interface-id                  eni-ID                     =
-local-ipv4                    ipv4[]?                    =
-local-hostname                host?                      =
-public-ipv4                   ipv4?                      =
-public-hostname               host?                      =
-ipv6                          ipv6[]                     -
-security-groups               text[]                     =
-security-group-ids            sg-ID[]                    =
-subnet-id                     subnet-ID                  =
-subnet-ipv4-cidr-block        ipv4-block                 =
-subnet-ipv6-cidr-blocks       ipv6-block[]               =
-vpc-id                        vpc-ID                     =
-vpc-ipv4-cidr-blocks          ipv4-block[]               =
-vpc-ipv6-cidr-blocks          ipv6-block[]               =
-ipv4-prefix                   ipv4-block[]               -
-ipv6-prefix                   ipv6-block[]               -
-network-card                  0..64                      -
-
-[interface NAME]
-device-number                 1..64                      =
-
-[credentials]
-role                          role?                      BaseIAMRole
-extended                      yes|no                     no
-
-[credentials] [role NAME]
-source                        generate|static|profile|process  generate
-lifetime                      lifetime                   6h
-access-key-id                 own-key-id                 -
-secret-access-key             secret                     -
-session-token                 secret                     -
-profile                       text                       default
-file                          text                       -
-command                       text                       -
-timeout                       duration                   30s
-
-[container]
-authorization-token           ascii                      -
-
-[tags]
-*                             any                        -
-
-[metadata]
-*                             any                        -
-
-[user-data]
-file                          text                       -
-text                          any                        -
-
-[events]
-spot-interruption             spot-interruption          -
-rebalance-recommendation      when                       -
-scheduled-maintenance         maintenance                -
-target-lifecycle-state        lifecycle-states           -
-
-[faults]
-*                             fault                      =
-"""
-NEEDED = {"static": ("access-key-id", "secret-access-key"), "process": ("command",)}  # by source of credentials
-KEYS = {"tags": (r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+\-=.,_:@]{1,128}$", "a tag has letters, digits and +-=.,_:@"),
-        "metadata": (r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?$",
-                     "write a path below meta-data/, such as placement/host-id")}
+def identity_document(i):
+    """Render the instance identity document, its keys in the order of the real one."""
+    return pretty_json({
+        "accountId": i.account_id,
+        "architecture": i.architecture,
+        "availabilityZone": i.availability_zone,
+        "billingProducts": i.billing_products,
+        "devpayProductCodes": None,
+        "marketplaceProductCodes": i.product_codes,
+        "imageId": i.ami_id,
+        "instanceId": i.instance_id,
+        "instanceType": i.instance_type,
+        "kernelId": i.kernel_id,
+        "pendingTime": utc(i.launch_time),
+        "privateIp": i.first_ipv4,
+        "ramdiskId": i.ramdisk_id,
+        "region": i.region,
+        "version": "2017-09-30",
+    })
 
 
-def rows(table):
-    """Return the words of each line of a table."""
-    return [line.split() for line in table.split("\n") if line]
+def iam_info(i):
+    """Name the instance profile, where there is one."""
+    if i.role is None:
+        return None
+    return pretty_json({
+        "Code": "Success",
+        "LastUpdated": utc(i.now),
+        "InstanceProfileArn": i.instance_profile_arn,
+        "InstanceProfileId": i.instance_profile_id,
+    })
 
 
-class Record(dict):
-    """A dict whose keys can be written as attributes: record.http_tokens is record["http-tokens"], or a KeyError."""
-
-    def __getattr__(self, name):
-        return self[name.replace("_", "-")]
-
-
-class ConfigError(Exception):
-    """Say what is wrong in a configuration: file, section, key, and what would be right."""
+def identity_info(i):
+    """Name the account of the instance identity role."""
+    return pretty_json({
+        "Code": "Success",
+        "LastUpdated": utc(i.now),
+        "AccountId": i.account_id,
+    })
 
 
-def load_config(path=None, environ=os.environ):
-    """Read and check a configuration file; return a Record of Records, section and key, defaults filled in.
+def role_credentials(i):
+    """Serve the credentials of the instance profile's role."""
+    return RotatingDocument(i.credentials[i.role], credentials_document)
 
-    A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the defaults.
-    Raises ConfigError.
+
+def extended_credentials(i):
+    """Serve them with the account id, as SDKs ask for them first (AWS SDK for Java, PR 6176)."""
+    render = functools.partial(credentials_document, account_id=i.account_id)
+    return RotatingDocument(i.credentials[i.extended_role], render)
+
+
+def identity_credentials(i):
+    """Serve the credentials of the instance identity role."""
+    return RotatingDocument(i.credentials[IDENTITY_ROLE], credentials_document)
+
+
+def container_credentials(i):
+    """Serve the credentials of a role as ECS and EKS do."""
+    role_arn = "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.container_role)
+    render = functools.partial(container_document, role_arn=role_arn, account_id=i.account_id)
+    return RotatingDocument(i.credentials[i.container_role], render)
+
+
+def tag_set(i):
+    """Render all tags as one JSON object, {} where tags are enabled and there are none."""
+    if i.tags is None:
+        return None
+    tags = {member.tag: member.tag_value for member in i.tags}
+    return json.dumps(tags, separators=(",", ":"), ensure_ascii=False)
+
+
+def user_data(i):
+    """Serve the user data, bytes as they were given."""
+    if i.user_data is None:
+        return None
+    return Document(i.user_data, "application/octet-stream", i.now)
+
+
+# Path to value. A value is a text with facts of the instance in braces, or a function of the
+# instance; a row that lacks a fact, or whose function returns None, is absent: 404, and in no
+# listing. A path with {mac}, {tag}, {volume} or {container_role} stands for one path for each of
+# them. Directories are derived from the paths; a few are written down, since a real instance
+# lists them in another way.
+ROUTES = {
+    "/": "\n".join(VERSIONS),
+    "/latest": "dynamic\nmeta-data\nuser-data",  # with user data and without
+    "/latest/dynamic/instance-identity/document": identity_document,
+    "/latest/meta-data/ami-id": "{ami_id}",
+    "/latest/meta-data/ami-launch-index": "0",
+    "/latest/meta-data/ami-manifest-path": "(unknown)",
+    "/latest/meta-data/autoscaling/target-lifecycle-state": "{target_lifecycle_state}",
+    "/latest/meta-data/block-device-mapping/ami": "{root_name}",
+    "/latest/meta-data/block-device-mapping/root": "{root_device}",
+    "/latest/meta-data/block-device-mapping/{volume}": "{device}",
+    "/latest/meta-data/events/maintenance/history": "{past_events}",
+    "/latest/meta-data/events/maintenance/scheduled": "{scheduled_events}",
+    "/latest/meta-data/events/recommendations/rebalance": "{rebalance_notice}",
+    "/latest/meta-data/hostname": "{local_hostname}",
+    "/latest/meta-data/iam/info": iam_info,
+    "/latest/meta-data/iam/security-credentials/{role}": role_credentials,
+    "/latest/meta-data/iam/security-credentials-extended/{extended_role}": extended_credentials,
+    "/latest/meta-data/identity-credentials/ec2/info": identity_info,
+    "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance":
+        identity_credentials,
+    "/latest/meta-data/instance-action": "none",
+    "/latest/meta-data/instance-id": "{instance_id}",
+    "/latest/meta-data/instance-life-cycle": "{instance_life_cycle}",
+    "/latest/meta-data/instance-type": "{instance_type}",
+    "/latest/meta-data/ipv6": "{first_ipv6}",
+    "/latest/meta-data/kernel-id": "{kernel_id}",
+    "/latest/meta-data/local-hostname": "{local_hostname}",
+    "/latest/meta-data/local-ipv4": "{first_ipv4}",
+    "/latest/meta-data/mac": "{mac}",
+    # All that Nitro has left of it.
+    "/latest/meta-data/metrics/vhostmd": '<?xml version="1.0" encoding="UTF-8"?>',
+    "/latest/meta-data/network/interfaces/macs/{mac}/device-number": "{device_number}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/interface-id": "{interface_id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-associations/{public_ipv4}":
+        "{associated_ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-prefix": "{ipv4_prefix}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6-prefix": "{ipv6_prefix}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6s": "{ipv6}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/local-hostname": "{local_hostname}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/local-ipv4s": "{local_ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/mac": "{mac}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/network-card": "{network_card}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/owner-id": "{owner_id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/public-hostname": "{public_hostname}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/public-ipv4s": "{public_ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/security-group-ids": "{security_group_ids}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/security-groups": "{security_groups}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-id": "{subnet_id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv4-cidr-block":
+        "{subnet_ipv4_cidr_block}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv6-cidr-blocks":
+        "{subnet_ipv6_cidr_blocks}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-id": "{vpc_id}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-block":
+        "{vpc_ipv4_cidr_block}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks":
+        "{vpc_ipv4_cidr_blocks}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv6-cidr-blocks":
+        "{vpc_ipv6_cidr_blocks}",
+    "/latest/meta-data/placement/availability-zone": "{availability_zone}",
+    "/latest/meta-data/placement/availability-zone-id": "{availability_zone_id}",
+    "/latest/meta-data/placement/region": "{region}",
+    "/latest/meta-data/product-codes": "{product_codes}",
+    "/latest/meta-data/profile": "default-hvm",
+    "/latest/meta-data/public-hostname": "{public_hostname}",
+    "/latest/meta-data/public-ipv4": "{public_ipv4}",
+    # Without a slash behind the index, which cloud-init and facter read up to the "=".
+    "/latest/meta-data/public-keys": "0={key_name}",
+    "/latest/meta-data/public-keys/0/openssh-key": "{public_key}\n",  # the one with a final LF
+    "/latest/meta-data/ramdisk-id": "{ramdisk_id}",
+    "/latest/meta-data/reservation-id": "{reservation_id}",
+    "/latest/meta-data/security-groups": "{security_groups}",
+    "/latest/meta-data/services/domain": "{domain}",
+    "/latest/meta-data/services/partition": "{partition}",
+    "/latest/meta-data/spot/instance-action": "{spot_notice}",
+    "/latest/meta-data/spot/termination-time": "{spot_termination_time}",
+    "/latest/meta-data/system": "{system}",
+    "/latest/meta-data/tag-sets/instance": tag_set,
+    "/latest/meta-data/tags/instance/{tag}": "{tag_value}",
+    "/latest/user-data": user_data,
+    "/v2/credentials/{container_role}": container_credentials,  # for AWS_CONTAINER_..._FULL_URI
+}
+
+# Part of a path -> the list of the instance that has a member for each such path.
+MEMBERS = {
+    "{mac}": "interfaces",
+    "{tag}": "tags",
+    "{volume}": "volumes",
+    "{container_role}": "container_roles",
+}
+
+# Where directories list what is in them. Elsewhere a directory is 404, or a row of ROUTES.
+LISTED = ("/latest/meta-data/", "/latest/dynamic/")
+
+# A directory whose listing is a row of ROUTES, and so both a value and a directory.
+LISTING_ROWS = ("/latest/meta-data/public-keys",)
+
+
+def build_tree(
+    i: types.SimpleNamespace, own: Iterable[Tuple[str, str]] = ()
+) -> Dict[str, Union[Document, RotatingDocument]]:
+    """Make {path: document} of ROUTES and of the user's own (path, value) pairs.
+
+    Directories are in it too. Raises ConfigError where a path would be a value and a directory.
     """
-    settings = _settings()
-    config = Record((kind, _check_section(path, kind, {}, keys)) for kind, keys in settings.items()
-                    if "NAME" not in kind)
-    for section, pairs in _read_sections(path).items() if path else ():
-        kind = section if section in config else re.sub(" .+", " NAME", section)
-        if kind not in settings:
-            raise ConfigError("%s: [%s]: unknown section%s" % (path, section, _nearest(section, settings)))
-        config[section] = _check_section(path, section, pairs, settings[kind])
-    for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"), ("public-ipv4", "EC2_LOCAL_IPV4")):
-        if environ.get(variable):
-            config.instance[key] = _check("environment", "instance", variable, settings["instance"][key][0],
-                                          environ[variable])
-    return config
+    documents = {}
+    for path, value in ROUTES.items():
+        for member in members(i, path):
+            add_row(documents, path, value, member, i.now)
+    for key, value in own:
+        add_own(documents, own_path(key), value, i.now)
+    if own:
+        check_nesting(documents)
+    tree = {}
+    for path, names in directories(documents).items():
+        tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
+    tree.update(documents)
+    return tree
 
 
-def _settings():
-    """Return SETTINGS as {section: {key: [form, default]}}."""
-    settings = {}
-    for line in filter(None, SETTINGS.split("\n")):
-        if line.startswith("["):
-            sections = [settings.setdefault(name, {}) for name in line[1:-1].split("] [")]
-        else:
-            key, *form_and_default = line.split()
-            for keys in sections:
-                keys[key] = form_and_default
-    return settings
+def members(i, path):
+    """List what a path of ROUTES stands for: the instance, or each of a list that it has."""
+    for part, name in MEMBERS.items():
+        if part in path:
+            return getattr(i, name) or ()
+    return (i,)
 
 
-def _read_sections(path):
-    import configparser  # only where there is a configuration: 5 ms of each start
-    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#", ";"), strict=True,
-                                          default_section="", empty_lines_in_values=False)
-    parser.optionxform = str
+def add_row(documents, path, value, member, now):
+    """Add a row of ROUTES, unless the instance lacks a fact that it needs."""
+    facts = Facts(vars(member))
     try:
-        parser.read_string(read_file(path).decode("utf-8-sig"), path)
-    except OSError as error:
-        raise ConfigError("%s: %s" % (path, error.strerror))
-    except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-        raise _wrong(path, error.section, _shown(getattr(error, "option", "")), "stands there twice, line %d" % (
-            error.lineno))
-    except configparser.ParsingError as error:  # its own text would show the line, which may hold a secret
-        raise ConfigError("%s: line %d is neither a [section] nor key = value" % (
-            path, getattr(error, "lineno", 0) or error.errors[0][0]))
-    except UnicodeDecodeError:
-        raise ConfigError("%s: is not UTF-8" % path)
-    return {section: dict(parser.items(section)) for section in parser.sections()}
-
-
-def read_file(path, limit=-1):
-    """Return the bytes of a file. Raises OSError, also for a pipe, which could make us wait for ever."""
-    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no file")
-        return file.read(limit)
-
-
-def _check_section(path, section, pairs, keys):
-    values = Record((key, _default(form, default)) for key, (form, default) in keys.items() if key != "*")
-    key_form, hint = KEYS.get(section, ("", ""))
-    for key, text in pairs.items():
-        form, default = keys.get(key) or keys.get("*") or (None, None)
-        if not form:
-            raise _wrong(path, section, _shown(key), "unknown key" + _nearest(key, keys))
-        if not re.match(key_form, key):
-            raise _wrong(path, section, key, hint)
-        values[key] = "" if not text and default == "-" else _check(path, section, key, form, text)
-    for key in NEEDED.get(values.get("source"), ()):
-        if not values[key]:
-            raise _wrong(path, section, key, "missing; source = %s needs it" % values["source"])
-    return values
-
-
-def _default(form, default):
-    if default in ("=", "-"):
-        return None if default == "=" else ""
-    return parse(form, default) if ".." in form or form in FORMS else default
-
-
-def _check(path, section, key, form, text):
-    try:
-        return parse(form, text)
-    except ValueError as error:
-        raise _wrong(path, section, key, error)
-
-
-def _wrong(path, section, key, words):
-    return ConfigError("%s: [%s] %s: %s" % (path, section, key, words))
-
-
-def _shown(key):
-    """Return a key for an error message, unless it may be a token pasted on a line of its own."""
-    return key if re.fullmatch("(?!.{40})[A-Za-z]?[a-z0-9]*([_-][A-Za-z]?[a-z0-9]*)*", key) else "(a line)"
-
-
-def _nearest(name, known):
-    import difflib
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return "; did you mean %s?" % near[0] if near else "; known are: " + ", ".join(sorted(known))
-
-
-def parse(form, text):
-    """Return the value of a text in a form of SETTINGS. Raises ValueError with what would be right."""
-    if form.endswith("?"):
-        return parse(form[:-1], text) if text else ""
-    if form.endswith("[]"):
-        return "\n".join(parse(form[:-2], item.strip()) for item in text.split(","))  # as the service shows lists
-    if "|" in form:
-        if text not in form.split("|"):
-            raise ValueError("%r is not one of: %s" % (text, ", ".join(form.split("|"))))
-        return text
-    if ".." in form:
-        lowest, highest = map(int, form.split(".."))
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and lowest <= int(text) <= highest):
-            raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
-        return int(text)
-    if form in FORMS:
-        return FORMS[form](text)
-    pattern, example = PATTERNS.get(form) or (form[:-2] + "([0-9a-f]{8}|[0-9a-f]{17})", form[:-2] + "0123456789abcdef0")
-    if not re.fullmatch("(?a)" + pattern, text):
-        raise ValueError("not right; write it like " + example)  # without the value, which may be a secret
-    return text
-
-
-DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def duration(text):
-    """Return the seconds of "1500ms", "90s", "5m", "6h" or "2d"."""
-    number = text.rstrip("mshd")
-    if not (number.isascii() and number.isdigit() and len(number) < 10 and text[len(number):] in DURATION_UNITS):
-        raise ValueError("%r is no duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
-    return int(number) * DURATION_UNITS[text[len(number):]]
-
-
-def lifetime(text):
-    """Return the seconds of a lifetime of credentials, one second to a week."""
-    if not 1 <= duration(text) <= 7 * 86400:
-        raise ValueError("%s is out of range; 1s to 7d" % text)
-    return duration(text)
-
-
-def timestamp(text):
-    """Return the seconds since the epoch of an ISO 8601 time, UTC or with an offset; fractions are dropped."""
-    import datetime
-    match = re.fullmatch(
-        r"(?a)(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:[.,]\d+)?([Zz]|UTC|[+-]\d\d:?\d\d)", text)
-    try:
-        words = " ".join(match.groups()).upper().replace("UTC", "Z")
-        return int(datetime.datetime.strptime(words, "%Y-%m-%d %H:%M:%S %z").timestamp())
-    except (AttributeError, ValueError, OverflowError):
-        raise ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % text)
-
-
-def when(text):
-    """Return a function from the start (seconds since the epoch) to the time meant by "+90s" or by a UTC time."""
-    if text.startswith("+"):
-        seconds = duration(text[1:])
-        return lambda start: start + seconds
-    try:
-        fixed = timestamp(text)
-    except ValueError:
-        raise ValueError("%r is no time; write +90s (after start or reload) or 2026-12-01T08:00:00Z" % text)
-    return lambda start: fixed
-
-
-def text(text):
-    """Check a text for one line."""
-    if not text or not text.isprintable():
-        raise ValueError("empty, or with characters that cannot be shown")
-    return text
-
-
-def ip_address(text, family=socket.AF_INET):
-    """Check an IPv4 or IPv6 address and return its usual form."""
-    try:
-        return socket.inet_ntop(family, socket.inet_pton(family, text))
-    except (OSError, ValueError):
-        raise ValueError("%r is no %s address" % (text, "IPv4" if family == socket.AF_INET else "IPv6"))
-
-
-def ip_block(text, family=socket.AF_INET):
-    """Check an address block such as 10.0.0.0/16."""
-    address, _, bits = text.partition("/")
-    address, bits = ip_address(address, family), parse("0..32" if family == socket.AF_INET else "0..128", bits)
-    if block(address, bits) != text:
-        raise ValueError("%r is no block; did you mean %s?" % (text, block(address, bits)))
-    return text
-
-
-def block(address, bits):
-    """Return the CIDR block of so many bits that holds an address."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    packed = socket.inet_pton(family, address)
-    rest = len(packed) * 8 - bits
-    network = int.from_bytes(packed, "big") >> rest << rest
-    return "%s/%d" % (socket.inet_ntop(family, network.to_bytes(len(packed), "big")), bits)
-
-
-def bind_address(text):
-    """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
-    match = re.fullmatch(r"(?a)\[([\w.%:-]+)\](?::(\d{0,5}))?|([\w.%-]+)(?::(\d{0,5}))?|"
-                         r"((?:[\w.%-]*:){2}[\w.%:-]*)", text)
-    host, port = match.expand(r"\1\3\5 \2\4").split(" ") if match else ("", "")
-    if not host or int(port or 0) > 65535:
-        raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
-    if ":" in host:
-        ip_address(host.partition("%")[0], socket.AF_INET6)
-    return host, int(port or DEFAULT_BIND[1])
-
-
-MAINTENANCE = {  # Code of a scheduled event -> its Description
-    "instance-reboot": "scheduled reboot", "system-reboot": "scheduled reboot",
-    "system-maintenance": "scheduled maintenance", "instance-stop": "The instance is running on degraded hardware",
-    "instance-retirement": "The instance is running on degraded hardware"}
-LIFECYCLE_STATES = ("Detached|InService|Standby|Terminated|Warmed:Hibernated|Warmed:Running|Warmed:Stopped|"
-                    "Warmed:Terminated")
-
-
-def spot_interruption(text):
-    """Return (when, action) of "WHEN terminate|stop|hibernate"; the notice appears at WHEN."""
-    at, action = _words(text, 2, "+90s terminate")
-    return when(at), parse("terminate|stop|hibernate", action)
-
-
-def maintenance(text):
-    """Return [(when, code, not_before, not_after, end, state)] of "WHEN CODE FROM TO [completed|canceled WHEN]"."""
-    events = []
-    for item in text.split(","):
-        words = item.split()
-        at, code, not_before, not_after, state, end = _words(
-            words + ["completed"] + words[3:4] if len(words) == 4 else words, 6,
-            "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
-        events.append((when(at), parse("|".join(MAINTENANCE), code), when(not_before), when(not_after),
-                       when(end), parse("completed|canceled", state)))
-    return events
-
-
-def lifecycle_states(text):
-    """Return [(when, state)] of "[WHEN] STATE, WHEN STATE, ..."."""
-    states = []
-    for item in text.split(","):
-        at, state = _words(item if len(item.split()) > 1 else "+0s " + item, 2, "InService, +120s Terminated")
-        states.append((when(at), parse(LIFECYCLE_STATES, state)))
-    return states
-
-
-def _words(text, count, example):
-    words = text if isinstance(text, list) else text.split()
-    if len(words) != count:
-        raise ValueError("%r is not understood; write it like: %s" % (" ".join(words), example))
-    return words
-
-
-FAULT_ACTIONS = dict(word.split("=") for word in (  # word -> form of what follows it; "": nothing does
-    "status=400..599 delay=duration reset= no-answer= expired= refuse-token= code=code").split())
-FAULT_WORDS = {**FAULT_ACTIONS, "from": "when", "for": "duration", "times": "1..999999999",
-               "probability": "probability"}
-
-
-def fault(text):
-    """Return the parts of "PATH ACTION [from WHEN] [for DURATION] [times N] [probability P]" as a dict."""
-    path, *words = text.split() or [""]
-    if not path.startswith("/"):
-        raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
-    parts, rest = {"path": path}, iter(words)
-    for word in rest:
-        if word not in FAULT_WORDS or word in parts:
-            raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(FAULT_WORDS)))
-        parts[word] = parse(FAULT_WORDS[word], next(rest, "")) if FAULT_WORDS[word] else True
-    if not set(FAULT_ACTIONS) & set(parts):
-        raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
-    return parts
-
-
-def probability(text):
-    """Return a number above 0 and up to 1."""
-    if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
-        raise ValueError("%r is no probability; write a number such as 0.2, up to 1" % text)
-    return float(text)
-
-
-FORMS = {
-    "any": str, "text": text, "address": bind_address, "duration": duration, "lifetime": lifetime, "time": timestamp,
-    "when": when, "probability": probability, "fault": fault, "spot-interruption": spot_interruption,
-    "maintenance": maintenance, "lifecycle-states": lifecycle_states, "ipv4": ip_address, "ipv4-block": ip_block,
-    "ipv6": lambda text: ip_address(text, socket.AF_INET6), "ipv6-block": lambda text: ip_block(text, socket.AF_INET6)}
-
-# Form, pattern, example. An own key id may also be "minioadmin".
-PATTERNS = r"""
-host           [\w:.-]*\w                            imds.example.com
-instance-type  [a-z][a-z0-9-]*\.[a-z0-9-]+           t3.micro
-account        \d{12}                                123456789012
-zone           ([a-z]{2}|us-gov|us-isob?|eusc-de)-[a-z]+-\d([a-z]|-[a-z]+-\d[a-z]|-wl\d-[a-z]+-wlz-\d)  us-east-1a
-zone-id        [a-z0-9]+(-[a-z]+\d)?(-[a-z]+)?-(az|wlz)\d+         use1-az1
-public-key     (ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?            ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name
-device         \w+                                   sdf
-device-path    /dev/\w+                              /dev/xvda
-mac            ([0-9a-f]{2}:){5}[0-9a-f]{2}          0e:ff:d5:40:fe:7d
-role           [\w+=,.@-]{1,64}                      BaseIAMRole
-key-id         [A-Z0-9]{16,128}                      ASIAIOSFODNN7EXAMPLE
-own-key-id     [\w-]{3,128}                          ASIAIOSFODNN7EXAMPLE
-ascii          [ -~]+                                letters without accents
-secret         [!-~]+                                wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY
-code           [A-Za-z][A-Za-z0-9.]*                 AssumeRoleUnauthorizedAccess
-"""
-PATTERNS = {form: (pattern.strip(), example.strip()) for form, pattern, example in (
-    filter(None, line.split("  ")) for line in PATTERNS.split("\n") if line)}
-
-
-# ---------------------------------------------------------------- credentials ------------------
-
-class SourceError(Exception):
-    """Say why a source gave no credentials; the text goes to the log and holds no secret."""
-
-
-Keys = collections.namedtuple("Keys", "access_key_id secret_access_key session_token expiration remark")
-Keys.__doc__ = "What a source gives. expiration: seconds since the epoch, None if it tells none; remark: for the log."
-
-
-class Credentials:
-    """One generation of credentials; times in seconds since the epoch."""
-
-    def __init__(self, keys, last_updated, expiration):
-        self.keys, self.last_updated, self.expiration = keys, last_updated, expiration
-
-    def document(self, account_id=None):
-        """Return the document of security-credentials/ROLE; with AccountId for the extended path (Java SDK PR 6176)."""
-        names = "Code LastUpdated Type AccessKeyId SecretAccessKey Token Expiration" + " AccountId" * bool(account_id)
-        return pretty_json(zip(names.split(), (
-            "Success", utc(self.last_updated), "AWS-HMAC", *self.keys[:3], utc(self.expiration), account_id)))
-
-    def container_document(self, role_arn, account_id):
-        """Return the document of the ECS and EKS endpoints (AWS SDK reference, container credential provider)."""
-        return compact_json(zip("RoleArn AccessKeyId SecretAccessKey Token Expiration AccountId".split(), (
-            role_arn, *self.keys[:3], utc(self.expiration), account_id)))
-
-
-def utc(seconds):
-    """Return the form that all clients parse, 2026-12-01T08:00:00Z: no fraction, no +00:00 (botocore, minio, Rust)."""
+        path = path.format_map(facts)
+        if isinstance(value, str):
+            value = Document(value.format_map(facts), modified=now)
+    except MissingFact:
+        return
+    if callable(value):
+        value = value(member)
+    if isinstance(value, str):
+        value = Document(value, modified=now)
+    if value is not None:
+        documents[path] = value
+
+
+class MissingFact(Exception):
+    """The instance has no such fact."""
+
+
+class Facts(dict):
+    """The facts of an instance as they are served: a list is one item a line."""
+
+    def __getitem__(self, name):
+        value = self.get(name)
+        if value is None:
+            raise MissingFact(name)
+        if isinstance(value, list):
+            return "\n".join(value)
+        return value
+
+
+def own_path(key):
+    """Return the path that a key of [metadata] means: below meta-data/, or a whole one."""
+    if key.startswith("/latest/"):
+        return key.rstrip("/")
+    return "/latest/meta-data/" + key.strip("/")
+
+
+def add_own(documents, path, value, now):
+    """Add a value of the user's, or remove a path and all below it where the value is empty."""
+    if value:
+        documents[path] = Document(value, modified=now)
+        return
+    for other in list(documents):
+        if other == path or other.startswith(path + "/"):
+            del documents[other]
+
+
+def check_nesting(documents):
+    """Refuse a value at a path that has others below it: it would be a file and a directory."""
+    for path in documents:
+        parent = path.rpartition("/")[0]
+        while parent.startswith(LISTED):
+            if parent in documents and parent not in LISTING_ROWS:
+                raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
+                    short_path(parent), short_path(path)))
+            parent = parent.rpartition("/")[0]
+
+
+def short_path(path):
+    """Return a path as [metadata] has it."""
+    prefix = "/latest/meta-data/"
+    return path[len(prefix):] if path.startswith(prefix) else path
+
+
+def directories(documents):
+    """Map each directory to the names in it; those of directories end with a slash."""
+    names = collections.defaultdict(set)
+    for path in documents:
+        slash = ""
+        while path.startswith(LISTED):
+            path, _, name = path.rpartition("/")
+            names[path].add(name + slash)
+            slash = "/"
+    for found in names.values():
+        found.difference_update([name[:-1] for name in found if name.endswith("/")])
+    return names
+
+
+def canonical_path(target: str) -> str:
+    """Reduce the target of a request to a path of the tree.
+
+    The query goes, %69 is decoded, empty parts and "." go, and a dated version is "latest": so
+    do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource (capture).
+    """
+    path = target.partition("?")[0]
+    if "%" in path:
+        path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:
+        parts[0] = "latest"  # session tokens are issued at /latest only
+    return "/" + "/".join(parts)
+
+
+class Response:
+    """An answer, rendered but for what changes from one to the next: Date, TTL, Connection.
+
+    The real service has Content-Type last, in documents first (Document, below).
+    """
+
+    def __init__(self, body=b"", status=200, headers="", content_type="text/plain", reason=""):
+        self.status = status
+        self.reason = reason  # for the log, never for the client
+        self.body = body
+        self.hop_limit = None  # of the answer's packets; None: the usual one
+        self.status_line = b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode())
+        self.first_headers = ("%sContent-Length: %d\r\n" % (headers, len(body))).encode()
+        self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
+
+
+class Document(Response):
+    """What is served at a path: a text, or bytes; `modified` in seconds since the epoch."""
+
+    def __init__(self, content, content_type="text/plain", modified=0):
+        body = content if isinstance(content, bytes) else content.encode()
+        headers = "Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\n" % (
+            content_type, http_date(int(modified)))
+        super().__init__(body, headers=headers)
+        self.last_headers = b""
+
+    def current(self):
+        """Return the document of now, which is always this one."""
+        return self
+
+
+class Listing(Document):
+    """A directory: its names LF-joined, without a final LF, as crawlers need them."""
+
+
+class RotatingDocument:
+    """A document of credentials, rendered anew whenever they change, while the tree stays."""
+
+    def __init__(self, credentials, render):
+        self.credentials = credentials
+        self._render = render
+        self._rendered = None
+        self._document = None
+
+    def current(self):
+        """Return the document of now, None while there are no good credentials."""
+        credentials = self.credentials.current()
+        if credentials is not self._rendered:
+            self._rendered = credentials
+            self._document = None
+            if credentials:
+                self._document = Document(
+                    self._render(credentials), modified=credentials.last_updated)
+        return self._document
+
+
+def phrase(status):
+    """Return the reason phrase of a status."""
+    known = http.server.BaseHTTPRequestHandler.responses
+    return known[status][0] if status in known else "Unknown"
+
+
+@functools.lru_cache(maxsize=16)
+def http_date(seconds):
+    """Write a time as HTTP headers have it: Tue, 01 Dec 2026 08:00:00 GMT."""
+    return email.utils.formatdate(seconds, usegmt=True)
+
+
+def utc(seconds: float) -> str:
+    """Write a time as every client reads it, 2026-12-01T08:00:00Z.
+
+    No fraction and no +00:00, at which botocore, minio and the Rust SDK stumble.
+    """
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def pretty_json(fields):
-    """Return a JSON object as the real service writes it: two spaces, blanks around the colon, no final LF."""
-    return "{\n%s\n}" % ",\n".join("  %s : %s" % (quoted(key), _json_value(value)) for key, value in fields)
+def pretty_json(fields: Dict[str, Any]) -> str:
+    """Write a JSON object as the real service does (capture).
+
+    Two spaces of indent, blanks on both sides of the colon, lists in one line, no final LF.
+    """
+    lines = ["  %s : %s" % (json_text(key), json_text(value)) for key, value in fields.items()]
+    return "{\n%s\n}" % ",\n".join(lines)
 
 
-def compact_json(fields, comma=", ", colon=": "):
-    """Return a JSON object in one line; all values are strings."""
-    return "{%s}" % comma.join(quoted(key) + colon + quoted(value) for key, value in fields)
-
-
-def quoted(text):
-    """Return a JSON string; by hand, since importing json for it takes 2 ms of each start."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    if not text.isprintable():
-        text = re.sub("[\0-\x1f]", lambda character: "\\u%04x" % ord(character.group()), text)
-    return '"%s"' % text
-
-
-def _json_value(value):
+def json_text(value):
+    """Write a text, None or a list of texts as JSON; umlauts stay as they are."""
     if isinstance(value, list):
-        return "[ %s ]" % ", ".join(map(quoted, value))
-    return "null" if value is None else quoted(value)
+        return "[ %s ]" % ", ".join(map(json_text, value))
+    return json.dumps(value, ensure_ascii=False)
 
 
-def failure_document(code, message, now):
-    """Return what stands in place of credentials when there are none (IAM User Guide, troubleshooting EC2 roles)."""
-    return pretty_json([("Code", code), ("Message", message), ("LastUpdated", utc(now))])
+# ---------------------------------------------------------------- the instance ----------------
+
+# us-east-1a; a local zone, us-west-2-lax-1a; a Wavelength zone, us-east-1-wl1-bos-wlz-1.
+ZONE = re.compile(
+    "(?P<region>(?P<area>[a-z]{2}|us-gov|us-isob?|eusc-de)-(?P<direction>[a-z]+)-(?P<number>[0-9]))"
+    "((?P<local>-[a-z]+-[0-9])?(?P<letter>[a-z])|(?P<wavelength>-wl[0-9]-[a-z]+-wlz-[0-9]))")
+
+# Area of a region -> partition and domain; all others are aws and amazonaws.com.
+PARTITIONS = {
+    "cn": ("aws-cn", "amazonaws.com.cn"),
+    "us-gov": ("aws-us-gov", "amazonaws.com"),
+    "us-iso": ("aws-iso", "c2s.ic.gov"),
+    "us-isob": ("aws-iso-b", "sc2s.sgov.gov"),
+    "eusc-de": ("aws-eusc", "amazonaws.eu"),
+}
+
+XEN_FAMILIES = (
+    "t1", "t2", "m1", "m2", "m3", "m4", "c1", "c3", "c4", "cc2", "cr1", "r3", "r4", "i2", "d2",
+    "x1", "x1e", "g2", "g3", "g3s", "p2", "p3", "hs1", "f1", "h1",
+)
 
 
-def generate(settings, randomness, cancelled):
-    """Make fake keys of realistic form and length; "IQoJb3JpZ2luX2Vj" begins every real session token."""
-    return Keys("ASIA" + base32(randomness(16)), base64(randomness(30)),
-                base64(b"!\n\torigin_ec" + randomness(756)), None, "")
+def describe_instance(config: dict, box: str, now: float) -> types.SimpleNamespace:
+    """Derive all facts of the instance from the few that are configured.
+
+    A fact that is None after this is one that the instance does not have. `box` tells this box
+    from others: ids made from it stay the same, and differ from those of other boxes. `now` is
+    in seconds since the epoch. Raises ConfigError.
+    """
+    i = facts_of(config["instance"])
+    i.role = config["credentials"]["role"]
+    i.instance_id = i.instance_id or made_id("i-", box)
+    derive_place(i)
+    derive_hardware(i)
+    derive_key(i)
+    derive_profile(i, config["credentials"]["extended"])
+    i.launch_time = i.launch_time or boot_time(now)
+    i.reservation_id = i.reservation_id or made_id("r-", i.instance_id)
+    if not i.instance_life_cycle:
+        on_spot = config["events"]["spot-interruption"]
+        i.instance_life_cycle = "spot" if on_spot else "on-demand"
+    i.tags = None
+    if config["metadata-options"]["instance-metadata-tags"] == "enabled":
+        i.tags = [types.SimpleNamespace(tag=tag, tag_value=value)
+                  for tag, value in config["tags"].items()]
+    i.interfaces = describe_interfaces(config, i)
+    for interface in i.interfaces:
+        leave_out_what_is_empty(interface)
+    return i
 
 
-def base32(data):
-    """Return a letter or digit per byte, of those that AWS uses in ids of keys."""
+def facts_of(section):
+    """Make the facts of a section of the configuration: ami-id is i.ami_id."""
+    return types.SimpleNamespace(**{key.replace("-", "_"): value
+                                    for key, value in section.items()})
+
+
+def derive_place(i):
+    """Derive region, partition, domain and the id of the zone from the availability zone.
+
+    Ids of zones: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1
+    for us-east-1-wl1-bos-wlz-1. Which letter has which number differs from account to account;
+    here a is 1.
+    """
+    zone = ZONE.fullmatch(i.availability_zone)
+    i.region = zone["region"]
+    i.partition, i.domain = PARTITIONS.get(zone["area"], ("aws", "amazonaws.com"))
+    area = zone["area"].replace("-", "").replace("gov", "g")
+    direction = zone["direction"]
+    for word in ("north", "south", "east", "west", "central"):
+        direction = direction.replace(word, word[0])
+    prefix = area + direction + zone["number"]
+    if zone["local"]:
+        prefix += "-" + zone["local"].replace("-", "")
+    if zone["wavelength"]:
+        zone_id = prefix + zone["wavelength"].replace("wlz-", "wlz")
+    else:
+        zone_id = "%s-az%d" % (prefix, ord(zone["letter"]) - ord("a") + 1)
+    i.availability_zone_id = i.availability_zone_id or zone_id
+
+
+def derive_hardware(i):
+    """Derive architecture and hypervisor from the instance type; image and devices."""
+    family = i.instance_type.partition(".")[0]
+    generation = family.lstrip("abcdefghijklmnopqrstuvwxyz")
+    is_arm = family == "a1" or "g" in generation  # m7g, c6gn, t4g: Graviton
+    i.architecture = i.architecture or ("arm64" if is_arm else "x86_64")
+    i.system = i.system or ("xen" if family in XEN_FAMILIES else "nitro")
+    i.ami_id = i.ami_id or made_id("ami-", i.region)
+    i.root_name = i.root_device.rpartition("/")[2]
+    i.volumes = []
+    for number, device in enumerate(i.ebs_volumes, 1):
+        i.volumes.append(types.SimpleNamespace(volume="ebs%d" % number, device=device))
+    for number, device in enumerate(i.ephemeral_volumes):
+        i.volumes.append(types.SimpleNamespace(volume="ephemeral%d" % number, device=device))
+
+
+def derive_key(i):
+    """Make a public key for a key name, or take the name from the comment of a key."""
+    if i.public_key is None and i.key_name:
+        point = digest("key", i.key_name)
+        data = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + point
+        i.public_key = "ssh-ed25519 %s %s" % (base64.b64encode(data).decode(), i.key_name)
+    if not i.public_key:
+        i.key_name = ""
+    elif not i.key_name:
+        i.key_name = "".join(i.public_key.split(" ", 2)[2:])
+        if not i.key_name:
+            raise ConfigError("[instance] public-key: needs a key-name beside it, "
+                              "or a comment at its end")
+
+
+def derive_profile(i, extended):
+    """Derive ARN and id of the instance profile, which has the name of the role."""
+    i.extended_role = i.role if extended == "yes" else ""
+    i.instance_profile_arn = "arn:%s:iam::%s:instance-profile/%s" % (
+        i.partition, i.account_id, i.role)
+    i.instance_profile_id = "AIPA" + letters(digest(i.instance_profile_arn)[:17])
+
+
+def boot_time(now):
+    """Tell when this box booted: the pending time stays over restarts of the service."""
+    try:
+        with open("/proc/stat") as file:
+            return int(re.search(r"^btime (\d+)", file.read(), re.MULTILINE).group(1))
+    except (OSError, AttributeError):
+        return int(now)
+
+
+def describe_interfaces(config, i):
+    """Derive the facts of all network interfaces; those of the first are the instance's own."""
+    i.device_number = 0
+    interfaces = []
+    for section in ["instance"] + [name for name in config if name.startswith("interface ")]:
+        interface = facts_of(config[section]) if interfaces else i
+        derive_addresses(interface, i, interfaces, seed=i.instance_id + section)
+        derive_network(interface, i, interfaces)
+        if any(interface.mac == other.mac for other in interfaces):
+            raise ConfigError("[%s] mac: %s is that of another interface" % (
+                section, interface.mac))
+        interfaces.append(interface)
+    return interfaces
+
+
+def derive_addresses(n, first, others, seed):
+    """Derive the addresses and host names of an interface."""
+    if n.device_number is None:
+        n.device_number = 1 + max(other.device_number for other in others)
+    n.mac = n.mac or "0e:" + ":".join("%02x" % byte for byte in digest("mac", seed)[:5])
+    n.interface_id = n.interface_id or made_id("eni-", seed)
+    if n.local_ipv4 is None:
+        n.local_ipv4 = free_address(block_for_addresses(n, first, others), others, seed)
+    n.first_ipv4 = first_of(n.local_ipv4)
+    n.first_ipv6 = first_of(n.ipv6)
+    if n.local_hostname is None:
+        host = "ip-" + n.first_ipv4.replace(".", "-") if n.first_ipv4 else first.instance_id
+        inside = "ec2" if first.region == "us-east-1" else first.region + ".compute"
+        n.local_hostname = "%s.%s.internal" % (host, inside)
+    if n.public_ipv4 is None:
+        n.public_ipv4 = ""
+        if n.first_ipv4 and not others:
+            n.public_ipv4 = "203.0.113.%d" % number_of(1, 254, "public", seed)  # RFC 5737
+    if n.public_hostname is None:
+        n.public_hostname = ""
+        if n.public_ipv4:
+            place = "compute-1" if first.region == "us-east-1" else first.region + ".compute"
+            n.public_hostname = "ec2-%s.%s.%s" % (
+                n.public_ipv4.replace(".", "-"), place, first.domain)
+    n.associated_ipv4 = n.first_ipv4 if n.public_ipv4 else ""
+
+
+def block_for_addresses(n, first, others):
+    """Name the block in which an interface gets an address."""
+    if n.subnet_ipv4_cidr_block:
+        return n.subnet_ipv4_cidr_block
+    if n.vpc_ipv4_cidr_blocks:
+        return n.vpc_ipv4_cidr_blocks[0]
+    if others:
+        return first.subnet_ipv4_cidr_block
+    return "172.31.0.0/16"  # that of a default VPC
+
+
+def free_address(block, others, seed):
+    """List one free address of a block; EC2 keeps the first four of each subnet and the last."""
+    if not block:
+        return []
+    network = ipaddress.ip_network(block)
+    size = network.num_addresses
+    taken = [address for other in others for address in other.local_ipv4]
+    begin = number_of(0, size, "address", seed)
+    for step in range(size):
+        offset = min(4, size - 1) + (begin + step) % max(1, size - 5)
+        address = str(network[offset])
+        if address not in taken:
+            return [address]
+    return []
+
+
+def derive_network(n, first, others):
+    """Derive security groups, VPC and subnet: those of the first interface where they fit."""
+    n.owner_id = first.account_id
+    n.security_groups = n.security_groups or first.security_groups or ["default"]
+    n.security_group_ids = n.security_group_ids or group_ids(n, first)
+    n.vpc_id = n.vpc_id or first.vpc_id or made_id("vpc-", n.owner_id, first.region)
+    if n.vpc_ipv4_cidr_blocks is None:
+        n.vpc_ipv4_cidr_blocks = blocks_of(n.first_ipv4, first.vpc_ipv4_cidr_blocks, 16)
+    if n.vpc_ipv6_cidr_blocks is None:
+        n.vpc_ipv6_cidr_blocks = blocks_of(n.first_ipv6, first.vpc_ipv6_cidr_blocks, 56)
+    if n.subnet_ipv4_cidr_block is None:
+        shared = [first.subnet_ipv4_cidr_block] if first.subnet_ipv4_cidr_block else []
+        bits = subnet_bits(20, n.vpc_ipv4_cidr_blocks)
+        n.subnet_ipv4_cidr_block = first_of(blocks_of(n.first_ipv4, shared, bits))
+    if n.subnet_ipv6_cidr_blocks is None:
+        bits = subnet_bits(64, n.vpc_ipv6_cidr_blocks)
+        n.subnet_ipv6_cidr_blocks = blocks_of(n.first_ipv6, first.subnet_ipv6_cidr_blocks, bits)
+    n.vpc_ipv4_cidr_block = first_of(n.vpc_ipv4_cidr_blocks)
+    n.subnet_id = n.subnet_id or subnet_id(n, first, others)
+
+
+def group_ids(n, first):
+    """Make ids of security groups; a group that the first interface has too has one id."""
+    known = dict(zip(first.security_groups or (), first.security_group_ids or ()))
+    ids = []
+    for group in n.security_groups:
+        ids.append(known.get(group) or made_id("sg-", n.owner_id, first.region, group))
+    return ids
+
+
+def blocks_of(address, shared, bits):
+    """List the blocks shared with the first interface if an address is in one, else its own."""
+    if not address:
+        return []
+    if any(within(address, block) for block in shared or ()):
+        return list(shared)
+    return [str(ipaddress.ip_network("%s/%d" % (address, bits), strict=False))]
+
+
+def within(address, block):
+    """Tell whether an address is in a block."""
+    return ipaddress.ip_address(address) in ipaddress.ip_network(block)
+
+
+def subnet_bits(usual, vpc_blocks):
+    """Return the usual prefix length of a subnet, or that of a smaller VPC."""
+    if not vpc_blocks:
+        return usual
+    return max(usual, ipaddress.ip_network(vpc_blocks[0]).prefixlen)
+
+
+def first_of(items):
+    """Return the first of a list, "" of an empty one."""
+    return items[0] if items else ""
+
+
+def subnet_id(n, first, others):
+    """Return the id of a subnet: that of another interface in the same block, or a made one."""
+    for other in others:
+        if n.subnet_ipv4_cidr_block and n.subnet_ipv4_cidr_block == other.subnet_ipv4_cidr_block:
+            return other.subnet_id
+        if n.subnet_ipv6_cidr_blocks and n.subnet_ipv6_cidr_blocks == other.subnet_ipv6_cidr_blocks:
+            return other.subnet_id
+    block = n.subnet_ipv4_cidr_block or "\n".join(n.subnet_ipv6_cidr_blocks)
+    return made_id("subnet-", n.vpc_id, first.availability_zone, block)
+
+
+def leave_out_what_is_empty(facts):
+    """Make None of what is empty: a row of ROUTES that needs it is then absent."""
+    for name, value in vars(facts).items():
+        if value in ("", []) and name != "tags":
+            setattr(facts, name, None)
+
+
+def made_id(prefix: str, *seed: str) -> str:
+    """Make an id such as i-0123456789abcdef0, always the same for the same seed."""
+    return prefix + "0" + digest(prefix, *seed).hex()[:16]
+
+
+def number_of(lowest, highest, *seed):
+    """Make a number in a range, both ends included, always the same for the same seed."""
+    return lowest + int.from_bytes(digest(*seed)[:8], "big") % (highest - lowest + 1)
+
+
+def letters(data):
+    """Make a letter or digit of each byte, of those that AWS has in the ids of keys."""
     return "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[byte % 32] for byte in data)
 
 
-def base64(data):
-    """Return base64 in one line."""
-    return binascii.b2a_base64(data, newline=False).decode()
+def digest(*seed):
+    """Make 32 bytes of texts."""
+    return hashlib.blake2b("\0".join(seed).encode(), digest_size=32).digest()
+
+
+# ---------------------------------------------------------------- events ----------------------
+
+# Code of a scheduled event -> its description.
+MAINTENANCE = {
+    "instance-reboot": "scheduled reboot",
+    "system-reboot": "scheduled reboot",
+    "system-maintenance": "scheduled maintenance",
+    "instance-stop": "The instance is running on degraded hardware",
+    "instance-retirement": "The instance is running on degraded hardware",
+}
+
+LIFECYCLE_STATES = (
+    "Detached", "InService", "Standby", "Terminated",
+    "Warmed:Hibernated", "Warmed:Running", "Warmed:Stopped", "Warmed:Terminated",
+)
+SPOT_NOTICE = 120  # seconds between the notice of an interruption and the interruption
+
+
+class Maintenance(NamedTuple):
+    """A scheduled event. All but code and state are functions: start -> time of the event."""
+
+    appears: Callable[[float], float]
+    code: str
+    not_before: Callable[[float], float]
+    not_after: Callable[[float], float]
+    state: str  # "completed" or "canceled", once it is over
+    over: Callable[[float], float]
+
+
+def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
+    """Return what [events] says now, and the time at which it will say something else.
+
+    The times in a notice are fixed from `start` on. EC2 User Guide: "Spot Instance interruption
+    notices", "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target
+    lifecycle state".
+    """
+    facts, changes = {}, []
+
+    def begun(moment):
+        changes.append(moment(start))
+        return now >= moment(start)
+
+    if events["spot-interruption"]:
+        notice, action = events["spot-interruption"]
+        if begun(notice):
+            facts.update(spot_facts(action, notice(start)))
+    if events["rebalance-recommendation"]:
+        notice = events["rebalance-recommendation"]
+        if begun(notice):
+            facts["rebalance_notice"] = json.dumps({"noticeTime": utc(notice(start))})
+    for change, state in sorted(events["target-lifecycle-state"], key=lambda row: row[0](start)):
+        if begun(change):
+            facts["target_lifecycle_state"] = state
+    scheduled, past = [], []
+    for number, event in enumerate(events["scheduled-maintenance"]):
+        is_over = begun(event.over)
+        if begun(event.appears):
+            document = maintenance_document(event, number, start, is_over)
+            (past if is_over else scheduled).append(document)
+    facts["scheduled_events"] = event_list(scheduled)
+    facts["past_events"] = event_list(past)
+    return facts, min((change for change in changes if change > now), default=float("inf"))
+
+
+def spot_facts(action, noticed):
+    """Announce that a spot instance is interrupted; with hibernation there is no warning."""
+    at = utc(noticed if action == "hibernate" else noticed + SPOT_NOTICE)
+    facts = {"spot_notice": json.dumps({"action": action, "time": at})}
+    if action == "terminate":
+        facts["spot_termination_time"] = at
+    return facts
+
+
+def maintenance_document(event, number, start, is_over):
+    """Render a scheduled event; one that is over says so at the head of its description."""
+    description = MAINTENANCE[event.code]
+    if is_over:
+        description = "[%s] %s" % (event.state.capitalize(), description)
+    appeared = str(int(event.appears(start)))
+    return pretty_json({
+        "NotBefore": event_time(event.not_before(start)),
+        "Code": event.code,
+        "Description": description,
+        "EventId": made_id("instance-event-", appeared, str(number)),
+        "NotAfter": event_time(event.not_after(start)),
+        "State": event.state if is_over else "active",
+    })
+
+
+def event_time(seconds):
+    """Write a time as scheduled events have it: 21 Jan 2019 09:00:43 GMT."""
+    return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def event_list(documents):
+    """Render a list of events in the layout of the EC2 User Guide."""
+    if not documents:
+        return "[]"
+    indented = ["  " + document.replace("\n", "\n  ") for document in documents]
+    return "[ \n%s \n]" % ", \n".join(indented)
+
+
+# ---------------------------------------------------------------- faults ----------------------
+
+FAULT_REASON = "a fault of the configuration"  # in the log, and in documents of failures
+
+
+class Fault:
+    """A failure on demand, as one line of [faults] describes it.
+
+    `actions` is {word: value} of FAULT_ACTIONS; what they do is in Handler.apply_faults and
+    where the handler asks for self.faults.
+    """
+
+    def __init__(self, name: str, line: dict, start: float):
+        self.actions = line["actions"]
+        pattern = re.escape(canonical_path(line["path"])).replace(r"\*", ".*")
+        self._pattern = re.compile(pattern, re.DOTALL)
+        self._begin, self._end = float("-inf"), float("inf")
+        if "for" in line:
+            self._begin = start
+        if "from" in line:
+            self._begin = line["from"](start)
+        if "for" in line:
+            self._end = self._begin + line["for"]
+        self._times = line.get("times", float("inf"))
+        self._probability = line.get("probability", 1)
+        self._random = random.Random(name)  # the same in each run, so a failing test fails again
+
+    def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
+        """Tell whether a request suffers from this fault; one that does is counted."""
+        if not self._pattern.fullmatch(path) or not self._begin <= now < self._end:
+            return False
+        if "refuse-token" in self.actions and not has_token:
+            return False
+        of_credentials = "code" in self.actions or "expired" in self.actions
+        if of_credentials and not self._has_code(found):
+            return False
+        if self._times <= 0 or self._random.random() >= self._probability:
+            return False
+        self._times -= 1
+        return True
+
+    def _has_code(self, found):
+        """Tell whether a document has what `code`, or `expired`, would change."""
+        if isinstance(found, RotatingDocument):
+            return True
+        return "code" in self.actions and b'"Code" : ' in getattr(found, "body", b"")
+
+
+def merged_actions(faults):
+    """Merge the actions of faults: delays add up, of all else the first one counts."""
+    actions = {}
+    for fault in faults:
+        for action, value in fault.actions.items():
+            if action == "delay":
+                actions[action] = actions.get(action, 0) + value
+            else:
+                actions.setdefault(action, value)
+    return actions
+
+
+# ---------------------------------------------------------------- credentials -----------------
+
+class SourceError(Exception):
+    """A source gave no credentials; the text goes to the log and holds no secret."""
+
+
+class Keys(NamedTuple):
+    """What a source gives. `remark` goes to the log."""
+
+    access_key_id: str
+    secret_access_key: str
+    session_token: str = ""
+    expiration: Optional[float] = None  # seconds since the epoch; None: the source tells none
+    remark: str = ""
+
+
+class Credentials(NamedTuple):
+    """One generation of credentials; times in seconds since the epoch."""
+
+    keys: Keys
+    last_updated: float
+    expiration: float
+
+
+def credentials_document(credentials: Credentials, account_id: str = "") -> str:
+    """Render credentials as security-credentials/ROLE has them (capture)."""
+    keys = credentials.keys
+    fields = {
+        "Code": "Success",
+        "LastUpdated": utc(credentials.last_updated),
+        "Type": "AWS-HMAC",
+        "AccessKeyId": keys.access_key_id,
+        "SecretAccessKey": keys.secret_access_key,
+        "Token": keys.session_token,
+        "Expiration": utc(credentials.expiration),
+    }
+    if account_id:
+        fields["AccountId"] = account_id
+    return pretty_json(fields)
+
+
+def container_document(credentials: Credentials, role_arn: str, account_id: str) -> str:
+    """Render credentials as ECS and EKS do (AWS SDK reference, container provider)."""
+    return json.dumps({
+        "RoleArn": role_arn,
+        "AccessKeyId": credentials.keys.access_key_id,
+        "SecretAccessKey": credentials.keys.secret_access_key,
+        "Token": credentials.keys.session_token,
+        "Expiration": utc(credentials.expiration),
+        "AccountId": account_id,
+    })
+
+
+def failure_document(code: str, message: str, now: float) -> str:
+    """Render what stands in place of credentials (IAM User Guide, troubleshooting EC2 roles)."""
+    return pretty_json({"Code": code, "Message": message, "LastUpdated": utc(now)})
+
+
+def expired_copy(document: Document, now: float) -> Document:
+    """Copy a document of credentials, with times that make it expired."""
+    text = document.body.decode()
+    for key, seconds in (("LastUpdated", now - 7 * 3600), ("Expiration", now - 3600)):
+        text = re.sub(r'("%s" ?: )"[^"]*"' % key, r'\1"%s"' % utc(seconds), text)
+    return Document(text, modified=now)
+
+
+# Sources. Each takes the settings of [credentials] or [role NAME], a source of randomness and
+# an Event that tells it to give up; it returns Keys or raises SourceError.
+
+ACCESS_KEY_ID = re.compile("[A-Z0-9]{16,128}")
+SECRET = re.compile("[!-~]+")
+
+
+def generate(settings, randomness, cancelled):
+    """Make fake keys of realistic form and length."""
+    real_beginning = b"!\n\torigin_ec"  # in base64 IQoJb3JpZ2luX2Vj, as in every real one
+    return Keys(
+        access_key_id="ASIA" + letters(randomness(16)),
+        secret_access_key=base64.b64encode(randomness(30)).decode(),
+        session_token=base64.b64encode(real_beginning + randomness(756)).decode())
 
 
 def static(settings, randomness, cancelled):
     """Return the keys that stand in the configuration."""
-    return Keys(settings.access_key_id, settings.secret_access_key, settings.session_token, None, "")
+    return Keys(
+        settings["access-key-id"], settings["secret-access-key"], settings["session-token"])
 
 
 def profile(settings, randomness, cancelled):
-    """Return the keys of a profile in an AWS shared credentials or config file, or of its credential_process."""
+    """Return the keys of a profile of the AWS CLI, or of its credential_process."""
+    name = settings["profile"]
     for path in watched_files(settings):
-        found = _profile_section(path, settings.profile, cancelled)
+        found = read_profile(path, name)
         if "credential_process" in found and "aws_access_key_id" not in found:
-            return process(Record(settings, command=found["credential_process"]), randomness, cancelled)
+            return process_keys(found["credential_process"], settings["timeout"], cancelled)
         if "aws_access_key_id" in found or "aws_secret_access_key" in found:
-            remark = "others can read %s: chmod o-r it" % path if os.stat(path).st_mode & stat.S_IROTH else ""
-            expiration = found.get("aws_expiration") or found.get("x_security_token_expires")
-            return _keys(found.get("aws_access_key_id"), found.get("aws_secret_access_key"),
-                         found.get("aws_session_token") or found.get("aws_security_token"), expiration, remark)
-    raise SourceError("no profile %r with an access key id in %s; for SSO and assumed roles use source = process" % (
-        settings.profile, " or ".join(watched_files(settings))))
+            return profile_keys(found, path)
+    raise SourceError(
+        "no profile %r with an access key id in %s; for SSO and assumed roles use "
+        "source = process" % (name, " or ".join(watched_files(settings))))
 
 
-def watched_files(settings):
-    """Return the files that the source of credentials depends on: a change of one means new credentials."""
-    if settings.source != "profile":
+def process(settings, randomness, cancelled):
+    """Return the keys that a command prints."""
+    return process_keys(settings["command"], settings["timeout"], cancelled)
+
+
+class Source(NamedTuple):
+    """How credentials are fetched, whether that blocks, and which settings it needs.
+
+    A source that reads files or runs commands blocks: it is fetched in a thread of its own. In
+    the thread of the server it would stop the service for everybody.
+    """
+
+    fetch: Callable[[dict, Callable[[int], bytes], threading.Event], Keys]
+    blocks: bool
+    needs: Tuple[str, ...] = ()
+
+
+SOURCES = {
+    "generate": Source(generate, blocks=False),
+    "static": Source(static, blocks=False, needs=("access-key-id", "secret-access-key")),
+    "profile": Source(profile, blocks=True),
+    "process": Source(process, blocks=True, needs=("command",)),
+}
+
+
+def watched_files(settings: dict) -> Tuple[str, ...]:
+    """Name the files that a source depends on: a change of one means new credentials."""
+    if settings["source"] != "profile":
         return ()
-    if settings.file:
-        return (os.path.expanduser(settings.file),)
-    return tuple(os.path.expanduser(os.environ.get(variable) or usual) for variable, usual in (
-        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config")))
+    if settings["file"]:
+        return (os.path.expanduser(settings["file"]),)
+    usual = (
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
+        os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+    )
+    return tuple(map(os.path.expanduser, usual))
 
 
-def _profile_section(path, name, cancelled):
-    import configparser
+def read_profile(path, name):
+    """Read a profile from a shared credentials or config file, {} if it is not in there."""
     parser = configparser.RawConfigParser(strict=False, default_section="")
     try:
-        parser.read_string(_read_settled(path, cancelled))
+        content = read_file(path, MAX_SOURCE_BYTES + 1)
+        if len(content) > MAX_SOURCE_BYTES:
+            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+        parser.read_string(content.decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise SourceError("%s: %s" % (path, error.strerror))
     except (configparser.Error, UnicodeDecodeError):
         raise SourceError("%s is not a credentials file, or half of one" % path)
-    for section in (name, "profile " + name):  # the second form is that of ~/.aws/config
+    for section in (name, "profile " + name):  # the second is the form of ~/.aws/config
         if parser.has_section(section):
             return dict(parser.items(section))
     return {}
 
 
-def _read_settled(path, cancelled):
-    """Return the text of a file once two reads agree, so that no key is taken with the secret of another."""
-    before = None
-    for _ in range(100):
-        now = read_file(path, MAX_SOURCE_BYTES + 1)
-        if len(now) > MAX_SOURCE_BYTES:
-            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
-        if now == before:
-            return now.decode("utf-8-sig")
-        before = now
-        if cancelled(FETCH_POLL):
-            break
-    raise SourceError("%s never stops changing" % path)
+def profile_keys(found, path):
+    """Take the keys from a profile, under the names that AWS tools have for them."""
+    remark = ""
+    if os.stat(path).st_mode & stat.S_IROTH:
+        remark = "others can read %s: chmod o-r it" % path
+    return checked_keys(
+        found.get("aws_access_key_id"),
+        found.get("aws_secret_access_key"),
+        found.get("aws_session_token") or found.get("aws_security_token"),
+        found.get("aws_expiration") or found.get("x_security_token_expires"),
+        remark)
 
 
-def process(settings, randomness, cancelled):
-    """Return the keys that a command prints, in the protocol of credential_process (AWS SDK reference, version 1)."""
-    import json
-    output = run_command(settings.command, settings.timeout, cancelled)
+def process_keys(command, timeout, cancelled):
+    """Run a command that speaks the credential_process protocol (AWS SDK reference)."""
+    output = run_command(command, timeout, cancelled)
     try:
         found = json.loads(output.decode("utf-8"))
     except (ValueError, RecursionError):
         raise SourceError("the command printed no JSON")
     if not isinstance(found, dict) or found.get("Version") != 1:
         raise SourceError('the command printed no {"Version": 1, ...}')
-    return _keys(found.get("AccessKeyId"), found.get("SecretAccessKey"), found.get("SessionToken"),
-                 found.get("Expiration"), "")
+    return checked_keys(found.get("AccessKeyId"), found.get("SecretAccessKey"),
+                        found.get("SessionToken"), found.get("Expiration"))
 
 
-def _keys(access_key_id, secret_access_key, session_token, expiration, remark):
-    """Return Keys, or raise SourceError unless they are whole; token and expiration may be None or ""."""
-    session_token, expiration = ("" if value is None else value for value in (session_token, expiration))
-    for form, value, name in (("key-id", access_key_id, "access key id"),
-                              ("secret", secret_access_key, "secret access key"),
-                              ("secret", "-" if session_token == "" else session_token, "session token")):
-        try:
-            parse(form, value)
-        except (TypeError, ValueError):
-            raise SourceError("the %s is missing or has not the form of one" % name)
-    try:
-        return Keys(access_key_id, secret_access_key, session_token,
-                    None if expiration == "" else timestamp(expiration), remark)
-    except (ValueError, TypeError):
-        raise SourceError("the expiration is no ISO 8601 time")
+def checked_keys(access_key_id, secret_access_key, session_token, expiration, remark=""):
+    """Make Keys of what a source has, or raise SourceError unless they are whole.
 
-
-def run_command(command, timeout, cancelled):
-    """Run a command without a shell and return what it prints; SourceError if it fails, hangs or floods.
-
-    It leads a process group of its own, which is killed at the end whatever happens.
+    Session token and expiration may be None or "".
     """
-    import shlex
-    import subprocess
-    try:
-        words = shlex.split(command) or [""]
-        child = subprocess.Popen(words, bufsize=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE, start_new_session=True, env=_command_environment(os.environ))
-    except (OSError, ValueError) as error:
-        raise SourceError("the command cannot be started: %s" % (getattr(error, "strerror", None) or error))
-    try:
-        output, complaint = _read_command(child, time.monotonic() + timeout, cancelled)
-        if child.wait():
-            raise SourceError("the command failed with %d: %s" % (child.returncode, _presentable(complaint)))
-        return output
-    finally:
+    session_token = "" if session_token is None else session_token
+    checks = (
+        ("access key id", access_key_id, ACCESS_KEY_ID),
+        ("secret access key", secret_access_key, SECRET),
+        ("session token", "-" if session_token == "" else session_token, SECRET),
+    )
+    for name, value, pattern in checks:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise SourceError("the %s is missing or has not the form of one" % name)
+    expires = None
+    if expiration not in (None, ""):
         try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except OSError:  # nobody is left
-            pass
-        child.wait()
-        child.stdout.close()
-        child.stderr.close()
+            expires = timestamp(expiration)
+        except (ValueError, TypeError):
+            raise SourceError("the expiration is no ISO 8601 time")
+    return Keys(access_key_id, secret_access_key, session_token, expires, remark)
 
 
-def _read_command(child, deadline, cancelled):
-    """Return (stdout, stderr) of a command once it has ended, even if a grandchild still holds the pipes."""
-    received = {child.stdout: b"", child.stderr: b""}
-    for pipe in received:
-        os.set_blocking(pipe.fileno(), False)
+def run_command(command: str, timeout: float, cancelled: threading.Event) -> bytes:
+    """Run a command without a shell and return what it prints.
+
+    It leads a process group of its own, which is killed at the end whatever happens. Raises
+    SourceError if the command fails, hangs or floods.
+    """
+    try:
+        child = subprocess.Popen(
+            shlex.split(command) or [""], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True, env=command_environment(os.environ))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError("the command cannot be started: %s" % reason)
+    try:
+        output, complaint = communicate(child, time.monotonic() + timeout, cancelled)
+    finally:
+        kill_group(child)
+    if child.returncode:
+        raise SourceError("the command failed with %d: %s" % (
+            child.returncode, presentable(complaint)))
+    return output
+
+
+def communicate(child, deadline, cancelled):
+    """Wait for a command to end; return what it wrote to stdout and stderr."""
     while True:
-        ended = child.poll() is not None  # asked before reading, so that its last words are read
-        for pipe in received:
-            received[pipe] += pipe.read(MAX_SOURCE_BYTES + 1) or b""
-            if len(received[pipe]) > MAX_SOURCE_BYTES:
-                raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
-        if ended:
-            return received.values()
+        has_ended = child.poll() is not None  # asked first, so that its last words are read
+        try:
+            output, complaint = child.communicate(timeout=FETCH_POLL)
+            has_ended = True
+        except subprocess.TimeoutExpired as so_far:
+            output, complaint = so_far.output or b"", so_far.stderr or b""
+        if max(len(output), len(complaint)) > MAX_SOURCE_BYTES:
+            raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
+        if has_ended:  # even if a child of its own still holds the pipes
+            return output, complaint
         if time.monotonic() > deadline:
             raise SourceError("the command took too long and was killed")
-        if cancelled(FETCH_POLL):
+        if cancelled.is_set():
             raise SourceError("the command was stopped")
 
 
-def _command_environment(environ):
-    """Return what a credential command gets: never the way back to this service, which would ask itself."""
-    kept = ("PATH HOME USER LOGNAME SHELL LANG TZ TMPDIR DBUS_SESSION_BUS_ADDRESS SSL_CERT_FILE HTTP_PROXY HTTPS_PROXY "
-            "NO_PROXY http_proxy https_proxy no_proxy").split()
-    environment = {name: value for name, value in environ.items() if name in kept or re.match(
-        "AWS_(?!EC2_|CONTAINER_)|LC_|XDG_|GPG|PASSWORD_STORE", name)}
-    return dict(environment, AWS_EC2_METADATA_DISABLED="true")
+def kill_group(child):
+    """Kill a command and what it started in its process group; close the pipes."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except OSError:  # nobody is left
+        pass
+    child.wait()
+    child.stdout.close()
+    child.stderr.close()
 
 
-def _presentable(complaint):
-    """Return the last line of what a command said on stderr, without anything that could be a key, secret or token."""
+# Variables that a credential command gets, beside those with these beginnings.
+COMMAND_VARIABLES = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR",
+    "DBUS_SESSION_BUS_ADDRESS", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "http_proxy", "https_proxy", "no_proxy",
+)
+COMMAND_PREFIXES = ("AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE")
+NOT_FOR_COMMANDS = ("AWS_EC2_", "AWS_CONTAINER_")  # they lead back here: it would ask itself
+
+
+def command_environment(environ):
+    """Choose what a credential command gets of the environment."""
+    chosen = {"AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in environ.items():
+        wanted = name in COMMAND_VARIABLES or name.startswith(COMMAND_PREFIXES)
+        if wanted and not name.startswith(NOT_FOR_COMMANDS):
+            chosen[name] = value
+    return chosen
+
+
+def presentable(complaint):
+    """Return the last line of what a command said, without what could be a key or a token."""
     lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["(it said nothing)"]
-    line = re.sub(r"[A-Za-z0-9/+=_.~%-]{16,}", lambda run: "..." if re.search("[A-Z0-9]", run.group()) else run.group(),
-                  lines[-1])
-    return "".join(character if character.isprintable() else "?" for character in line[:200])
+    line = re.sub("[A-Za-z0-9/+=_.~%-]{16,}", without_secret, lines[-1])
+    return printable(line[:200])
 
 
-SOURCES = {"generate": generate, "static": static, "profile": profile, "process": process}
-SLOW_SOURCES = ("profile", "process")  # read files and run commands: fetched in a thread of their own
+def without_secret(match):
+    """Hide a long word that is not all lower case."""
+    return "..." if re.search("[A-Z0-9]", match.group()) else match.group()
 
 
-class Rotation:
-    """The rotating credentials of one role: fetched ahead of expiry, one fetch at a time, the last good ones kept.
+def printable(text):
+    """Replace what could move the cursor of a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
-    All methods are called by the thread of the server; a slow fetch runs in a thread of its own, which hands its
-    outcome to `post`, a function that has a callable called by the server's thread; without `post` it is fetched at
-    once. `fetch(cancelled)` returns Keys or raises SourceError; cancelled(seconds) sleeps so long, and tells whether
-    nobody waits for the outcome any more. `settings` are those of [credentials]. `clock` is the wall clock, since
-    credentials expire by it; `monotonic` paces the attempts.
+
+class RefreshableCredentials:
+    """The credentials of one role: refreshed ahead of expiry, the last good ones kept.
+
+    There are none until the first fetch succeeds, and none again once they have expired; an
+    expired or half "Success" is never given out. One fetch is under way at a time. All methods
+    are called by the thread of the server.
+
+    `fetch(cancelled)` returns Keys or raises SourceError. With `call_soon_threadsafe` it runs
+    in a thread of its own and hands its outcome over by that; without, it runs at once.
+    `settings` are those of [credentials]. Credentials expire by `clock`, the wall clock;
+    attempts are paced by `monotonic`. `say` writes to the log.
     """
 
-    _good = _thread = None  # the Credentials, the thread of a slow fetch
-    pending = False  # a fetch is under way, whose outcome a request without credentials may wait for
-    _again = False  # asked for meanwhile
-    _cancelled = False
-    _refresh_at = _failures = _retry_at = 0  # the last one on the monotonic clock, after a failure
+    def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None,
+                 clock=time.time, monotonic=time.monotonic):
+        self.role = role
+        self.settings = settings
+        self.pending = False  # a fetch is under way
+        self._fetch = fetch
+        self._say = say
+        self._call_soon_threadsafe = call_soon_threadsafe
+        self._clock = clock
+        self._monotonic = monotonic
+        self._good = None  # the last good Credentials
+        self._refresh_at = 0  # wall clock
+        self._again = False  # asked for while a fetch was under way
+        self._failures = 0
+        self._retry_at = 0  # monotonic clock, after a failure
+        self._cancelled = threading.Event()
+        self._thread = None
+        self._files = watched_files(settings)
+        self._seen = fingerprint(self._files)
 
-    def __init__(self, role, settings, fetch, report, post=None, clock=time.time, monotonic=time.monotonic):
-        self.role, self.settings = role, settings
-        self._fetch, self._report, self._post, self._files = fetch, report, post, watched_files(settings)
-        self._clock, self._monotonic = clock, monotonic
-        self._seen = self._fingerprint()
-
-    def current(self):
-        """Return the Credentials of now, or None: never expired ones, whatever the clock does."""
+    def current(self) -> Optional[Credentials]:
+        """Return the credentials of now, None if there are no good ones."""
         now, good = self._clock(), self._good
         if good and good.last_updated - 1 <= now < self._refresh_at:
             return good
         self._refresh_when_due()
-        good = self._good
-        return good if good and self._clock() < good.expiration else None
+        if self._good and self._clock() < self._good.expiration:
+            return self._good
+        return None
 
-    def refresh(self):
-        """Fetch new credentials now, or once more after the fetch under way, which may have begun too early."""
+    def refresh(self) -> None:
+        """Fetch new credentials now; once more after a fetch under way, which may be too old."""
         if self.pending:
             self._again = True
             return
-        self.pending, self._seen = True, self._fingerprint()
-        if not self._post:
-            self._settle(self._attempt())
+        self.pending = True
+        self._seen = fingerprint(self._files)
+        if not self._call_soon_threadsafe:
+            self._take(self._outcome())
             return
-        import threading  # only for slow sources: 1 ms of each start
-        self._thread = threading.Thread(target=lambda: self._post(functools.partial(self._settle, self._attempt())),
-                                        daemon=True)
+        self._thread = threading.Thread(target=self._fetch_in_thread, daemon=True)
         try:
             self._thread.start()
         except RuntimeError as error:  # no more threads
-            self._settle(SourceError(str(error)))
+            self._take(SourceError(str(error)))
 
-    def tick(self):
-        """Do what has become due; called once a second."""
-        if self._files and not self.pending and self._fingerprint() != self._seen:
+    def refresh_if_needed(self) -> None:
+        """Refresh if that is due, or if a file of the source has changed; called each second."""
+        if self._files and not self.pending and fingerprint(self._files) != self._seen:
             self.refresh()
         self._refresh_when_due()
 
-    def cancel(self, wait=0):
-        """End a fetch under way and take no outcome any more; wait so many seconds for its command to be gone."""
-        self._cancelled = True
+    def cancel(self, wait: float = 0) -> None:
+        """End a fetch under way and take no outcome any more; wait some seconds for its end."""
+        self._cancelled.set()
         if wait and self.pending and self._thread:
             self._thread.join(wait)
 
     def _refresh_when_due(self):
         now, good = self._clock(), self._good
-        due = not good or now >= self._refresh_at or now < good.last_updated - 1  # the clock was set back
-        if due and not self.pending and self._monotonic() >= self._retry_at:
+        due = not good or now >= self._refresh_at
+        clock_went_back = good and now < good.last_updated - 1
+        if (due or clock_went_back) and not self.pending and self._monotonic() >= self._retry_at:
             self.refresh()
 
-    def _attempt(self):
+    def _fetch_in_thread(self):
+        outcome = self._outcome()
+        self._call_soon_threadsafe(functools.partial(self._take, outcome))
+
+    def _outcome(self):
         try:
-            return self._fetch(self._is_cancelled)
+            return self._fetch(self._cancelled)
         except SourceError as error:
             return error
         except Exception as error:  # whatever a source does, the service goes on
             return SourceError("%s in the source" % type(error).__name__)
 
-    def _is_cancelled(self, seconds=0):
-        time.sleep(seconds)
-        return self._cancelled
-
-    def _settle(self, outcome):
-        """Take the outcome of a fetch: Keys or a SourceError."""
+    def _take(self, outcome):
         self.pending = False
-        if self._cancelled:
+        if self._cancelled.is_set():
             return
         now = self._clock()
-        if isinstance(outcome, Keys) and outcome.expiration is not None and outcome.expiration <= now:
-            outcome = SourceError("its credentials expired at %s" % utc(outcome.expiration))
-        if isinstance(outcome, Keys):
-            self._accept(outcome, now)
-        else:
+        if isinstance(outcome, SourceError):
             self._reject(outcome, now)
+        elif outcome.expiration is not None and outcome.expiration <= now:
+            expired = "its credentials expired at %s" % utc(outcome.expiration)
+            self._reject(SourceError(expired), now)
+        else:
+            self._accept(outcome, now)
         if self._again:
             self._again = False
             self.refresh()
 
     def _accept(self, keys, now):
-        expiration = now + self.settings.lifetime if keys.expiration is None else keys.expiration
-        if not self._good or self._good.keys != keys or keys.expiration is None:
-            self._report("new credentials for %s: ...%s, until %s%s" % (
-                self.role, keys.access_key_id[-4:], utc(expiration), keys.remark and "; " + keys.remark))
+        expiration = keys.expiration
+        if expiration is None:
+            expiration = now + self.settings["lifetime"]
+        is_new = not self._good or self._good.keys != keys or keys.expiration is None
+        if is_new:
+            remark = "; " + keys.remark if keys.remark else ""
+            self._say("new credentials for %s: ...%s, until %s%s" % (
+                self.role, keys.access_key_id[-4:], utc(expiration), remark))
         self._good = Credentials(keys, now, expiration)
-        self._refresh_at = expiration - margin(expiration - now)
+        self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
 
     def _reject(self, error, now):
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
         self._failures += 1
         self._retry_at = self._monotonic() + wait
-        kept = self._good and now < self._good.expiration
-        self._report("no new credentials for %s: %s; %s, next attempt in %d s" % (
-            self.role, error, "the old ones serve until " + utc(self._good.expiration) if kept else "there are none",
-            wait))
-
-    def _fingerprint(self):
-        """Return what changes when a watched file is written, replaced, deleted, or made readable."""
-        marks = []
-        for path in self._files:
-            try:
-                status = os.stat(path)
-                marks.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-            except OSError as error:
-                marks.append(error.errno)
-        return marks
+        kept = "there are none"
+        if self._good and now < self._good.expiration:
+            kept = "the old ones serve until " + utc(self._good.expiration)
+        self._say("no new credentials for %s: %s; %s, next attempt in %d s" % (
+            self.role, error, kept, wait))
 
 
-def margin(validity):
-    """Return how many seconds ahead of expiry to fetch: a quarter of the validity, 5 minutes at least, half at most.
+def fingerprint(paths):
+    """Return what changes when a file is written, replaced, deleted, or made readable."""
+    marks = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            marks.append((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        except OSError as error:
+            marks.append(error.errno)
+    return marks
 
-    With six hours that is 90 minutes: more than the 15 in which botocore asks again and again for newer ones.
+
+def refresh_window(validity: float) -> float:
+    """Return how many seconds ahead of expiry to refresh credentials.
+
+    A quarter of their validity, five minutes at least, half of it at most. With six hours that
+    is 90 minutes: more than the 15 in which botocore asks again and again for newer ones.
     """
     return min(validity / 2, max(REFRESH_AHEAD, validity / 4))
 
 
-# ---------------------------------------------------------------- the instance -----------------
+def make_credentials(
+    config: dict,
+    say: Callable[[str], None],
+    call_soon_threadsafe: Optional[Callable[[Callable], None]],
+    former: Optional[Dict[str, RefreshableCredentials]] = None,
+    randomness: Callable[[int], bytes] = os.urandom,
+) -> Dict[str, RefreshableCredentials]:
+    """Make {role: RefreshableCredentials} of a configuration; nothing is fetched yet.
 
-# Fact -> what it follows from, where it is not configured; each row uses the facts above it. One that is configured as
-# empty stays away. Nothing contradicts anything, since nothing is said twice.
-INSTANCE_FACTS = {
-    "instance-id": lambda f: unique("i-", f.box),
-    "document-version": lambda f: "2017-09-30",  # of the identity document
-    "availability-zone-id": lambda f: f.zone_id,
-    "architecture": lambda f: "arm64" if f.family == "a1" or "g" in f.family.lstrip(LETTERS) else "x86_64",
-    "system": lambda f: "xen" if f.family in XEN_FAMILIES else "nitro",
-    "ami-id": lambda f: unique("ami-", f.region),
-    "reservation-id": lambda f: unique("r-", f.instance_id),
-    "pending-time": lambda f: utc(f.launch_time),
-    "public-key": lambda f: f.key_name and "ssh-ed25519 %s %s" % (
-        base64(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + _digest("key", f.key_name)), f.key_name),
-    "instance-profile-arn": lambda f: (
-        f.role and "arn:%(partition)s:iam::%(account-id)s:instance-profile/%(role)s" % f),
-    "instance-profile-id": lambda f: "AIPA" + base32(_digest(f.instance_profile_arn)[:17]),
-    "root-name": lambda f: f.root_device.rpartition("/")[2],
-    "volumes": lambda f: [{"volume": "%s%d" % (kind, number), "device": device}
-                          for kind, first in (("ebs", 1), ("ephemeral", 0))
-                          for number, device in enumerate(filter(None, f[kind + "-volumes"].split("\n")), first)],
-}
-INTERFACE_FACTS = {  # "first" is the interface of the instance, "others" are those above this one, "seed" is its own
-    "device-number": lambda f: 1 + max(other.device_number for other in f.others),
-    "mac": lambda f: "0e:" + ":".join("%02x" % byte for byte in _digest("mac", f.seed)[:5]),
-    "interface-id": lambda f: unique("eni-", f.seed),
-    "local-ipv4": lambda f: _address(
-        f.subnet_ipv4_cidr_block or _first(f.vpc_ipv4_cidr_blocks or "") or (
-            f.first.subnet_ipv4_cidr_block if f.others else "172.31.0.0/16"),  # of a default VPC
-        [other.local_ipv4 for other in f.others], f.seed),
-    "first-ipv4": lambda f: _first(f.local_ipv4),
-    "first-ipv6": lambda f: _first(f.ipv6),
-    "local-hostname": lambda f: "%s.%s" % (
-        "ip-" + f.first_ipv4.replace(".", "-") if f.first_ipv4 else f.first.instance_id,
-        "ec2.internal" if f.first.region == "us-east-1" else f.first.region + ".compute.internal"),
-    "public-ipv4": lambda f: "" if f.others or not f.first_ipv4 else "203.0.113.%d" % _number(
-        1, 254, "public", f.seed),  # documentation, RFC 5737
-    "public-hostname": lambda f: f.public_ipv4 and "ec2-%s.%s.%s" % (
-        f.public_ipv4.replace(".", "-"),
-        "compute-1" if f.first.region == "us-east-1" else f.first.region + ".compute",
-        f.first.domain),
-    "association": lambda f: f.public_ipv4 and f.first_ipv4,
-    "security-groups": lambda f: f.first.security_groups or "default",
-    "owner-id": lambda f: f.first.account_id,
-    "security-group-ids": lambda f: _group_ids(f, f.security_groups.split("\n")),
-    "vpc-id": lambda f: f.first.vpc_id or unique("vpc-", f.owner_id, f.first.region),
-    "vpc-ipv4-cidr-blocks": lambda f: _shared_block(f, "first-ipv4", "vpc-ipv4-cidr-blocks", 16),
-    "vpc-ipv6-cidr-blocks": lambda f: _shared_block(f, "first-ipv6", "vpc-ipv6-cidr-blocks", 56),
-    "subnet-ipv4-cidr-block": lambda f: _shared_block(
-        f, "first-ipv4", "subnet-ipv4-cidr-block", max(20, _bits(f.vpc_ipv4_cidr_blocks))),
-    "subnet-ipv6-cidr-blocks": lambda f: _shared_block(
-        f, "first-ipv6", "subnet-ipv6-cidr-blocks", max(64, _bits(f.vpc_ipv6_cidr_blocks))),
-    "subnet-id": lambda f: _subnet_id(f),
-}
-TOLD_ALIKE = """
-vpc-id     vpc-ipv4-cidr-blocks
-vpc-id     vpc-ipv6-cidr-blocks
-subnet-id  subnet-ipv4-cidr-block
-subnet-id  subnet-ipv6-cidr-blocks
-"""  # by all interfaces in one VPC, in one subnet
-WITHIN = """
-local-ipv4               subnet-ipv4-cidr-block
-subnet-ipv4-cidr-block   vpc-ipv4-cidr-blocks
-ipv6                     subnet-ipv6-cidr-blocks
-subnet-ipv6-cidr-blocks  vpc-ipv6-cidr-blocks
-"""  # what must be in what
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-XEN_FAMILIES = set("t1 t2 m1 m2 m3 m4 c1 c3 c4 cc2 cr1 r3 r4 i2 d2 x1 x1e g2 g3 g3s p2 p3 hs1 f1 h1".split())
-
-
-def instance_facts(config, box, now):
-    """Return the facts of the instance, those that are configured and those that follow from them.
-
-    `box` tells this box from others; `now` is the start, in seconds since the epoch. Empty facts are left out.
-    Raises ConfigError.
+    Those whose settings are the same in `former`, an earlier outcome, go on as they are.
     """
-    facts = Record(config.instance, box=box, role=config.credentials.role)
-    facts.update(_place(facts.availability_zone), family=facts.instance_type.partition(".")[0])
-    facts["extended-role"] = facts.role if config.credentials.extended == "yes" else ""
-    if facts.launch_time is None:
-        facts["launch-time"] = _boot_time(now)
-    if facts.instance_life_cycle is None:
-        facts["instance-life-cycle"] = "spot" if config.events.spot_interruption else "on-demand"
-    if config.metadata_options.instance_metadata_tags == "enabled":
-        facts["tags"] = [{"tag": tag, "tag-value": value} for tag, value in config.tags.items()]
-    _derive(facts, INSTANCE_FACTS)
-    facts["key-name"] = facts.public_key and (facts.key_name or "".join(facts.public_key.split(" ", 2)[2:]))
-    if facts.public_key and not facts.key_name:
-        raise ConfigError("[instance] public-key: needs a key-name beside it, or a comment at its end")
-    interfaces = _interfaces(config, facts)
-    return Record(interfaces[0], interfaces=interfaces)
-
-
-def _derive(facts, table):
-    for key, value in table.items():
-        if facts.get(key) is None:
-            facts[key] = value(facts)
-
-
-def _interfaces(config, instance):
-    """Return the facts of all network interfaces; those of the first one are the instance's own. Raises ConfigError."""
-    instance["device-number"] = 0
-    interfaces = []
-    for section in ["instance"] + [section for section in config if section.startswith("interface ")]:
-        facts = Record(config[section]) if interfaces else instance
-        facts.update(first=instance, others=list(interfaces), seed=instance.instance_id + section)
-        try:
-            _derive(facts, INTERFACE_FACTS)
-            _check_interface(facts)
-        except ValueError as error:
-            raise ConfigError("[%s] %s" % (section, error))
-        interfaces.append(facts)
-    for group, key in rows(TOLD_ALIKE):
-        told = {facts[group]: [] for facts in interfaces}
-        for facts in interfaces:
-            told[facts[group]] += [item for item in facts[key].split("\n") if item and item not in told[facts[group]]]
-        for facts in interfaces:
-            facts[key] = "\n".join(told[facts[group]])
-    for facts in interfaces:
-        facts["vpc-ipv4-cidr-block"] = _first(facts.vpc_ipv4_cidr_blocks)
-        del facts["first"], facts["others"], facts["seed"]
-    return [{key: value for key, value in facts.items() if value not in ("", None)} for facts in interfaces]
-
-
-def _first(lines):
-    return lines.partition("\n")[0]
-
-
-def unique(prefix, *seed):
-    """Return an id such as i-0123456789abcdef0, always the same for the same seed."""
-    return prefix + "0" + _digest(prefix, *seed).hex()[:16]
-
-
-def _number(lowest, highest, *seed):
-    return lowest + int.from_bytes(_digest(*seed)[:8], "big") % (highest - lowest + 1)
-
-
-def _digest(*seed):
-    return blake2b("\0".join(seed).encode(), digest_size=32).digest()
-
-
-# Beginning of a region, its partition and domain; all others are aws and amazonaws.com.
-PARTITIONS = """
-cn       aws-cn      amazonaws.com.cn
-us-gov   aws-us-gov  amazonaws.com
-us-iso   aws-iso     c2s.ic.gov
-us-isob  aws-iso-b   sc2s.sgov.gov
-eusc-de  aws-eusc    amazonaws.eu
-"""
-
-
-def _place(zone):
-    """Return the facts that follow from an availability zone: region, partition, domain and the id of the zone.
-
-    The ids: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1 for us-east-1-wl1-bos-wlz-1.
-    Which letter is which id is shuffled for each real account; here a is az1.
-    """
-    rest = zone.lstrip(LETTERS + "-")
-    region, place, letter = zone[:1 - len(rest)], rest[1:-1], rest[-1]  # place: "", "-lax-1" or "-wl1-bos-wlz-"
-    area, direction, number = region.rsplit("-", 2)
-    partition, domain = next((row[1:] for row in rows(PARTITIONS) if row[0] == area), ("aws", "amazonaws.com"))
-    for word in "north", "south", "east", "west", "central":
-        direction = direction.replace(word, word[0])
-    zone_id = area.replace("-", "").replace("gov", "g") + direction + number + (
-        place[:-1] + letter if place.endswith("-wlz-") else
-        "%s-az%d" % (place and "-" + place.replace("-", ""), LETTERS.index(letter) + 1))
-    return {"region": region, "partition": partition, "domain": domain, "zone-id": zone_id}
-
-
-def _boot_time(now):
-    """Return when this box booted: as on a real instance, the pending time stays over restarts of the service."""
-    try:
-        with open("/proc/stat") as file:
-            return int(file.read().partition("\nbtime ")[2].split()[0])
-    except (OSError, IndexError):
-        return int(now)
-
-
-def _address(cidr, taken, seed):
-    """Return a free address in a block, "" without one; EC2 keeps the first four of each subnet and the last."""
-    network, _, bits = cidr.partition("/")
-    size = 1 << 32 - int(bits or 32)
-    for step in range(size if network else 0):
-        number = int.from_bytes(socket.inet_aton(network), "big") + min(4, size - 1) + (
-            _number(0, size, "address", seed) + step) % max(1, size - 5)
-        address = socket.inet_ntoa(number.to_bytes(4, "big"))
-        if address not in "\n".join(taken).split("\n"):
-            return address
-    return ""
-
-
-def _shared_block(facts, address, key, bits):
-    """Return the block that an address is in: the first interface's if it is, so that they are in one VPC."""
-    shared = facts.first[key] or ""
-    return facts[address] and (shared if within(facts[address], shared) else block(facts[address], bits))
-
-
-def _subnet_id(facts):
-    """Return the id of a subnet, which is that of an interface above in the same block."""
-    for other in facts.others:
-        if any(facts[key] and facts[key] == other[key]
-               for key in ("subnet-ipv4-cidr-block", "subnet-ipv6-cidr-blocks")):
-            return other.subnet_id
-    return unique("subnet-", facts.vpc_id, facts.first.availability_zone,
-                  facts.subnet_ipv4_cidr_block or facts.subnet_ipv6_cidr_blocks)
-
-
-def _group_ids(facts, groups):
-    """Return the ids of security groups, which are those of the first interface where it has them."""
-    first = facts.first
-    known = dict(zip(first.security_groups.split("\n"), (first.security_group_ids or "").split("\n")))
-    return "\n".join(known.get(group) or unique("sg-", facts.owner_id, first.region, group) for group in groups)
-
-
-def _check_interface(facts):
-    """Refuse an address outside its subnet, a subnet outside its VPC, and anything that another interface has."""
-    for inner, outer in rows(WITHIN):
-        for item in filter(None, facts[inner].split("\n")):
-            if not within(item, facts[outer]):
-                raise ValueError("%s: %s is not within %s, %s" % (inner, item, outer, facts[outer] or "nothing"))
-    for key in "mac interface-id device-number local-ipv4 public-ipv4 ipv6".split():
-        for other in facts.others:
-            if set(str(facts[key]).split("\n")) & set(str(other[key]).split("\n")) - {""}:
-                raise ValueError("%s: %s is that of another interface" % (key, facts[key]))
-
-
-def within(inner, blocks):
-    """Tell whether an address or a block is in one of the LF-joined blocks."""
-    address = inner.partition("/")[0]
-    return any(_bits(item) <= _bits(inner) and block(address, _bits(item)) == item
-               for item in filter(None, blocks.split("\n")) if (":" in address) == (":" in item))
-
-
-def _bits(blocks):
-    """Return the bits of the first block; those of an address are all."""
-    bits = _first(blocks).partition("/")[2]
-    return int(bits) if bits else 128 if blocks else 0
-
-
-def event_facts(events, start, now):
-    """Return (facts, next): what the events say now, and the time at which they will say something else.
-
-    The times in a notice are fixed from its start on. Sources: EC2 User Guide, "Spot Instance interruption notices",
-    "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target lifecycle state".
-    """
-    facts, scheduled, history, moments = {}, [], [], []
-
-    def begun(at):
-        moments.append(at(start))
-        return now >= moments[-1]
-
-    if events.spot_interruption and begun(events.spot_interruption[0]):
-        facts["spot-action"] = action = events.spot_interruption[1]
-        facts["spot-time"] = utc(moments[-1] + (0 if action == "hibernate" else 120))  # two minutes
-        if action == "terminate":
-            facts["termination-time"] = facts["spot-time"]
-    if events.rebalance_recommendation and begun(events.rebalance_recommendation):
-        facts["notice-time"] = utc(moments[-1])
-    for at, state in sorted(events.target_lifecycle_state, key=lambda row: row[0](start)):
-        if begun(at):
-            facts["target-lifecycle-state"] = state
-    for number, (at, code, not_before, not_after, end, state) in enumerate(events.scheduled_maintenance):
-        over = begun(end)
-        if begun(at):
-            (history if over else scheduled).append(zip(
-                "NotBefore Code Description EventId NotAfter State".split(),
-                (_event_time(not_before(start)), code,
-                 ("[%s] " % state.capitalize() if over else "") + MAINTENANCE[code],
-                 unique("instance-event-", str(int(moments[-1])), str(number)),
-                 _event_time(not_after(start)), state if over else "active")))
-    facts["scheduled-events"], facts["past-events"] = map(_json_list, (scheduled, history))
-    return facts, min((moment for moment in moments if moment > now), default=float("inf"))
-
-
-def _event_time(seconds):
-    return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
-def _json_list(events):
-    objects = ["  " + pretty_json(event).replace("\n", "\n  ") for event in events]
-    return "[ \n%s \n]" % ", \n".join(objects) if objects else "[]"
-
-
-# ---------------------------------------------------------------- routes -----------------------
-
-# Key, and the fact that it shows; []: a list of those that stand in lines; null where there is none.
-IDENTITY_DOCUMENT = """
-accountId                account-id
-architecture             architecture
-availabilityZone         availability-zone
-billingProducts          billing-products[]
-devpayProductCodes       -
-marketplaceProductCodes  product-codes[]
-imageId                  ami-id
-instanceId               instance-id
-instanceType             instance-type
-kernelId                 kernel-id
-pendingTime              pending-time
-privateIp                first-ipv4
-ramdiskId                ramdisk-id
-region                   region
-version                  document-version
-"""
-
-
-def identity_document(facts):
-    """Return the instance identity document, keys in the order of the real one."""
-    fields = []
-    for key, fact in rows(IDENTITY_DOCUMENT):
-        value = facts.get(fact.rstrip("[]"))
-        fields.append((key, value.split("\n") if value and fact.endswith("[]") else value))
-    return pretty_json(fields)
-
-
-def all_tags(facts):
-    """Return all tags as one JSON object."""
-    return compact_json([(member["tag"], member["tag-value"]) for member in facts.tags], ",", ":")
-
-
-def role_credentials(facts):
-    """Serve the rotating credentials of the instance's role."""
-    return Live(facts.rotations[facts.role], Credentials.document)
-
-
-def extended_credentials(facts):
-    """Serve the same with AccountId, where clients of that path are to be tested."""
-    return Live(facts.rotations[facts.extended_role], Credentials.document, facts.account_id)
-
-
-def identity_credentials(facts):
-    """Serve the credentials of the instance identity role."""
-    return Live(facts.rotations[IDENTITY_ROLE], Credentials.document)
-
-
-def container_credentials(facts):
-    """Serve the credentials of any role as ECS and EKS do."""
-    arn = "arn:%s:iam::%s:role/%s" % (facts.partition, facts.account_id, facts.container_role)
-    return Live(facts.rotations[facts.container_role], Credentials.container_document, arn, facts.account_id)
-
-
-def user_data(facts):
-    """Return the user data, bytes as they were given."""
-    return Leaf(facts.user_data, "application/octet-stream", facts.modified)
-
-
-IDENTITY_ROLE = "aws:ec2-instance"  # every instance has it, with an instance profile or without
-IDENTITY_INFO = """{{
-  "Code" : "Success",
-  "LastUpdated" : "{updated}",
-  "AccountId" : "{account-id}"
-}}"""
-IAM_INFO = """{{
-  "Code" : "Success",
-  "LastUpdated" : "{updated}",
-  "InstanceProfileArn" : "{instance-profile-arn}",
-  "InstanceProfileId" : "{instance-profile-id}"
-}}"""
-
-# Path -> value. A value is a text with {facts} in it, or a function of the facts; a row of which a fact is missing is
-# not there. A path with {mac}, {tag}, {volume} or {container-role} stands for one path per interface, tag, volume, role.
-# Every directory is derived from these paths; the few that a real instance lists in another way are written down.
-ROUTES = {
-    "/": "\n".join(VERSIONS),
-    "/latest": "dynamic\nmeta-data\nuser-data",  # the same with user data and without
-    "/latest/dynamic/fws/instance-monitoring": "{monitoring}",
-    "/latest/dynamic/instance-identity/document": identity_document,
-    "/latest/meta-data/ami-id": "{ami-id}",
-    "/latest/meta-data/ami-launch-index": "{ami-launch-index}",
-    "/latest/meta-data/ami-manifest-path": "{ami-manifest-path}",
-    "/latest/meta-data/ancestor-ami-ids": "{ancestor-ami-ids}",
-    "/latest/meta-data/autoscaling/target-lifecycle-state": "{target-lifecycle-state}",
-    "/latest/meta-data/block-device-mapping/ami": "{root-name}",
-    "/latest/meta-data/block-device-mapping/root": "{root-device}",
-    "/latest/meta-data/block-device-mapping/swap": "{swap-device}",
-    "/latest/meta-data/block-device-mapping/{volume}": "{device}",
-    "/latest/meta-data/events/maintenance/history": "{past-events}",
-    "/latest/meta-data/events/maintenance/scheduled": "{scheduled-events}",
-    "/latest/meta-data/events/recommendations/rebalance": '{{"noticeTime": "{notice-time}"}}',
-    "/latest/meta-data/hibernation/configured": "{hibernation}",
-    "/latest/meta-data/hostname": "{local-hostname}",
-    "/latest/meta-data/iam/info": IAM_INFO,
-    "/latest/meta-data/iam/security-credentials/{role}": role_credentials,
-    "/latest/meta-data/iam/security-credentials-extended/{extended-role}": extended_credentials,
-    "/latest/meta-data/identity-credentials/ec2/info": IDENTITY_INFO,
-    "/latest/meta-data/identity-credentials/ec2/security-credentials/ec2-instance": identity_credentials,
-    "/latest/meta-data/instance-action": "{instance-action}",
-    "/latest/meta-data/instance-id": "{instance-id}",
-    "/latest/meta-data/instance-life-cycle": "{instance-life-cycle}",
-    "/latest/meta-data/instance-type": "{instance-type}",
-    "/latest/meta-data/ipv6": "{first-ipv6}",
-    "/latest/meta-data/kernel-id": "{kernel-id}",
-    "/latest/meta-data/local-hostname": "{local-hostname}",
-    "/latest/meta-data/local-ipv4": "{first-ipv4}",
-    "/latest/meta-data/mac": "{mac}",
-    "/latest/meta-data/metrics/vhostmd": '<?xml version="1.0" encoding="UTF-8"?>',  # all that is left of it
-    "/latest/meta-data/network/interfaces/macs/{mac}/device-number": "{device-number}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/interface-id": "{interface-id}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-associations/{public-ipv4}": "{association}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-prefix": "{ipv4-prefix}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6-prefix": "{ipv6-prefix}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/ipv6s": "{ipv6}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/local-hostname": "{local-hostname}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/local-ipv4s": "{local-ipv4}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/mac": "{mac}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/network-card": "{network-card}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/owner-id": "{owner-id}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/public-hostname": "{public-hostname}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/public-ipv4s": "{public-ipv4}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/security-group-ids": "{security-group-ids}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/security-groups": "{security-groups}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-id": "{subnet-id}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv4-cidr-block": "{subnet-ipv4-cidr-block}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/subnet-ipv6-cidr-blocks": "{subnet-ipv6-cidr-blocks}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-id": "{vpc-id}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-block": "{vpc-ipv4-cidr-block}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks": "{vpc-ipv4-cidr-blocks}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/vpc-ipv6-cidr-blocks": "{vpc-ipv6-cidr-blocks}",
-    "/latest/meta-data/placement/availability-zone": "{availability-zone}",
-    "/latest/meta-data/placement/availability-zone-id": "{availability-zone-id}",
-    "/latest/meta-data/placement/group-name": "{placement-group}",
-    "/latest/meta-data/placement/host-id": "{host-id}",
-    "/latest/meta-data/placement/partition-number": "{partition-number}",
-    "/latest/meta-data/placement/region": "{region}",
-    "/latest/meta-data/product-codes": "{product-codes}",
-    "/latest/meta-data/profile": "default-hvm",
-    "/latest/meta-data/public-hostname": "{public-hostname}",
-    "/latest/meta-data/public-ipv4": "{public-ipv4}",
-    "/latest/meta-data/public-keys": "0={key-name}",  # cloud-init and facter read the index before the "="
-    "/latest/meta-data/public-keys/0/openssh-key": "{public-key}\n",  # the one value that ends with a line feed
-    "/latest/meta-data/ramdisk-id": "{ramdisk-id}",
-    "/latest/meta-data/reservation-id": "{reservation-id}",
-    "/latest/meta-data/security-groups": "{security-groups}",
-    "/latest/meta-data/services/domain": "{domain}",
-    "/latest/meta-data/services/partition": "{partition}",
-    "/latest/meta-data/spot/instance-action": '{{"action": "{spot-action}", "time": "{spot-time}"}}',
-    "/latest/meta-data/spot/termination-time": "{termination-time}",
-    "/latest/meta-data/system": "{system}",
-    "/latest/meta-data/tag-sets/instance": all_tags,
-    "/latest/meta-data/tags/instance/{tag}": "{tag-value}",
-    "/latest/user-data": user_data,
-    "/v2/credentials/{container-role}": container_credentials,  # AWS_CONTAINER_CREDENTIALS_FULL_URI
-}
-MEMBERS = {"{mac}": "interfaces", "{tag}": "tags", "{volume}": "volumes", "{container-role}": "roles"}
-LISTED = "/latest/meta-data/", "/latest/dynamic/"  # where directories show what is in them
-
-
-class Leaf:
-    """A value as it is served: its headers and its body, made once."""
-
-    __slots__ = ("head", "body")
-
-    def __init__(self, body, content_type="text/plain", modified=0):
-        self.body = body if isinstance(body, bytes) else body.encode()
-        self.head = ("Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\nContent-Length: %d\r\n" % (
-            content_type, http_date(modified), len(self.body))).encode()
-
-
-class Listing(Leaf):
-    """What is in a directory, LF-joined without a final LF, as crawlers need it."""
-
-    __slots__ = ()
-
-
-class Live:
-    """A value that changes while the tree stays: credentials, rendered once per generation."""
-
-    _credentials = _leaf = None
-
-    def __init__(self, rotation, render, *details):
-        self.rotation, self._render, self._details = rotation, render, details
-
-    def leaf(self):
-        """Return the Leaf of now, or None while there are no good credentials."""
-        credentials = self.rotation.current()
-        if credentials is not self._credentials:
-            self._credentials = credentials
-            self._leaf = credentials and Leaf(self._render(credentials, *self._details),
-                                              modified=credentials.last_updated)
-        return self._leaf
-
-
-@functools.lru_cache(maxsize=4)
-def http_date(seconds):
-    """Return the form of dates in HTTP headers, Tue, 01 Dec 2026 08:00:00 GMT."""
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
-def build_tree(facts, own=()):
-    """Return {path: Leaf or Live}, directories included, of ROUTES and of the user's own (path, value) pairs.
-
-    Raises ConfigError where a path is to be a value and a directory.
-    """
-    leaves = {}
-    for path, value in ROUTES.items():
-        collection = next((name for mark, name in MEMBERS.items() if mark in path), None)
-        for member in facts.get(collection, ()) if collection else (facts,):
-            _add_row(leaves, path, value, member, facts.modified)
-    for path, value in own:
-        _add_own(leaves, "/latest/meta-data/" + path.strip("/"), value, facts.modified)
-    if own:
-        _check_nesting(leaves)
-    tree = {path: Listing("\n".join(sorted(name for name in names if name + "/" not in names)),
-                          modified=facts.modified) for path, names in _directories(leaves).items()}
-    tree.update(leaves)
-    return tree
-
-
-def _add_row(leaves, path, value, facts, modified):
-    try:
-        path = path.format_map(facts)
-        value = value(facts) if callable(value) else value.format_map(facts)
-    except KeyError:  # a fact is missing: this instance has no such row
-        return
-    leaves[path] = Leaf(value, modified=modified) if isinstance(value, str) else value
-
-
-def _add_own(leaves, path, value, modified):
-    if value:
-        leaves[path] = Leaf(value, modified=modified)
-        return
-    for other in [other for other in leaves if other == path or other.startswith(path + "/")]:
-        del leaves[other]
-
-
-def _check_nesting(leaves):
-    for path in leaves:
-        for slash in list(re.finditer("/", path))[3:]:
-            parent = path[:slash.start()]
-            if parent in leaves and parent != "/latest/meta-data/public-keys":  # which stands for its directory
-                raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
-                    parent[len("/latest/meta-data/"):], path[len("/latest/meta-data/"):]))
-
-
-def _directories(leaves):
-    """Return {directory: names of what is in it}, with a slash behind the names of directories."""
-    names = collections.defaultdict(set)
-    for path in leaves:
-        name, slash = "", ""
-        while path.startswith(LISTED):
-            path, _, name = path.rpartition("/")
-            names[path].add(name + slash)
-            slash = "/"
-    return names
-
-
-def canonical_path(target):
-    """Return the path of a target: no query, decoded, without empty parts, dated versions as "latest".
-
-    So do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource, as on a real instance.
-    """
-    path = target.partition("?")[0]
-    if "%" in path:
-        path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:  # tokens come from /latest only
-        parts[0] = "latest"
-    return "/" + "/".join(parts)
-
-
-# ---------------------------------------------------------------- faults -----------------------
-
-class Fault:
-    """A failure on demand, as one line of [faults] tells it: which requests suffer, when, how often, and how."""
-
-    status = delay = code = None
-    reset = no_answer = expired = refuse_token = False
-    times, probability = float("inf"), 1
-
-    def __init__(self, name, parts, start):
-        import random
-        for word, value in parts.items():
-            setattr(self, word.replace("-", "_"), value)
-        self._pattern = re.compile(re.escape(canonical_path(parts["path"])).replace(r"\*", ".*") + "$", re.DOTALL)
-        self._from = parts["from"](start) if "from" in parts else start if "for" in parts else float("-inf")
-        self._until = self._from + parts["for"] if "for" in parts else float("inf")
-        self._random = random.Random(name)  # seeded, so that a test that fails fails again
-
-    def strikes(self, path, now, has_token=True, found=None):
-        """Tell whether a request for a path, where `found` is, suffers from this fault; one that does counts."""
-        live = isinstance(found, Live)
-        codes = live or self.code and b'"Code" : ' in getattr(found, "body", b"")
-        if self.refuse_token and not has_token or (self.code or self.expired) and not codes:
-            return False
-        if not self._pattern.match(path) or not self._from <= now < self._until:
-            return False
-        if self.times <= 0 or self._random.random() >= self.probability:
-            return False
-        self.times -= 1
-        return True
-
-
-# ---------------------------------------------------------------- session tokens ---------------
+    credentials = {}
+    for role, settings in role_settings(config).items():
+        kept = former.get(role) if former else None
+        if kept and kept.settings == settings:
+            credentials[role] = kept
+            continue
+        source = SOURCES[settings["source"]]
+        fetch = functools.partial(source.fetch, settings, randomness)
+        credentials[role] = RefreshableCredentials(
+            role, settings, fetch, say, call_soon_threadsafe if source.blocks else None)
+    return credentials
+
+
+def role_settings(config):
+    """Map each role to the settings of its credentials. Raises ConfigError."""
+    roles = {IDENTITY_ROLE: default_settings("role NAME")}
+    instance_role = config["credentials"]["role"]
+    if instance_role:
+        roles[instance_role] = {
+            key: config["credentials"][key] for key in default_settings("role NAME")}
+    for section, settings in config.items():
+        kind, _, name = section.partition(" ")
+        if kind != "role":
+            continue
+        name = name.strip()
+        if name in roles:
+            raise ConfigError("[%s]: there is a role of that name already" % section)
+        if not ROLE_NAME.fullmatch(name):
+            raise ConfigError(
+                "[%s]: not the name of a role; letters, digits and _+=,.@-" % section)
+        roles[name] = settings
+    return roles
+
+
+# ---------------------------------------------------------------- session tokens --------------
 
 class SessionTokens:
-    """Session tokens of IMDSv2 that need no memory: an expiry on the monotonic clock, and a MAC (BLAKE2b) over it.
+    """Session tokens of IMDSv2, stateless: an expiry on the monotonic clock, and a seal over it.
 
-    With the boot id of the kernel in the key they survive a restart of the service, which 14 of 24 clients need, and
-    die with the boot, as the monotonic clock does. 56 characters that begin with AQAEA and end with ==, as real ones.
+    No flood of them costs memory. With a key that stays the same until the next boot they
+    survive a restart of the service: 14 of 24 clients fail once when a token that they hold is
+    forgotten. 56 characters that begin with AQAEA and end with ==, as real ones.
+
+        prefix 3 bytes | expiry 5 bytes, milliseconds | random 7 bytes | BLAKE2b 25 bytes
     """
 
     def __init__(self, key, clock=time.monotonic, randomness=os.urandom):
-        self._key, self._clock, self._randomness = key, clock, randomness
-        self._expiry = functools.lru_cache(maxsize=256)(self._read_expiry)  # clients send the same one again and again
+        self._key = key
+        self._clock = clock
+        self._randomness = randomness
+        # Clients send the same token again and again: a sixth of a request's time is saved.
+        self._expiry = functools.lru_cache(maxsize=256)(self._read_expiry)
 
-    def issue(self, ttl):
-        """Return a new token that lives for ttl seconds; with 0 it is dead already, as on a real instance."""
+    def issue(self, ttl: int) -> str:
+        """Issue a token that lives for `ttl` seconds; with 0 it is dead at once (capture)."""
         expiry = int((self._clock() + ttl) * 1000)
-        payload = self._text(TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7))
-        return (payload + self._seal(payload)).decode()
+        payload = TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7)
+        text = base64.urlsafe_b64encode(payload)
+        return (text + self._seal(text)).decode()
 
-    def remaining(self, token):
-        """Return the seconds that a token has yet to live, or None if it is none of ours or dead."""
-        left = self._expiry(token) - self._clock() if len(token) == 56 else 0
+    def remaining(self, token: str) -> Optional[float]:
+        """Return the seconds that a token has left, None if it is dead or none of ours."""
+        if len(token) != 56:
+            return None
+        left = self._expiry(token) - self._clock()
         return left if left > 0 else None
 
     def _read_expiry(self, token):
-        raw = token.encode("latin-1", "replace")
-        if not compare_digest(raw[20:], self._seal(raw[:20])):
+        text = token.encode("latin-1", "replace")
+        if not hmac.compare_digest(text[20:], self._seal(text[:20])):
             return 0
-        payload = binascii.a2b_base64(raw[:20].replace(b"-", b"+").replace(b"_", b"/"))
+        payload = base64.urlsafe_b64decode(text[:20])
         return int.from_bytes(payload[3:8], "big") / 1000
 
-    def _seal(self, payload):
-        return self._text(blake2b(payload, key=self._key, digest_size=25).digest())
-
-    def _text(self, data):
-        return binascii.b2a_base64(data, newline=False).replace(b"+", b"-").replace(b"/", b"_")
+    def _seal(self, text):
+        seal = hashlib.blake2b(text, key=self._key, digest_size=25)
+        return base64.urlsafe_b64encode(seal.digest())
 
 
-def session_token_key(path="/proc/sys/kernel/random/boot_id"):
-    """Return the key of session tokens: the same until the next boot, unguessable from outside this box."""
+def session_token_key(path: str = "/proc/sys/kernel/random/boot_id") -> bytes:
+    """Return a key that is the same until the next boot, as the monotonic clock is."""
     try:
         with open(path, "rb") as file:
             seed = file.read()
     except OSError:
         seed = os.urandom(32)
-    return blake2b(b"fake-metadata session tokens " + seed, digest_size=32).digest()
+    return hashlib.blake2b(b"fake-metadata session tokens " + seed, digest_size=32).digest()
 
 
-# ---------------------------------------------------------------- the service ------------------
+# ---------------------------------------------------------------- the service -----------------
 
-# IMDS, the container endpoints of ECS and EKS, and this box.
-OWN_HOSTS = "169.254.169.254 fd00:ec2::254 169.254.170.2 169.254.170.23 fd00:ec2::23 127.0.0.1 ::1 localhost".split()
-
-
-class Imds:
+class MetadataService:
     """The metadata service as one configuration describes it: options, tree and faults.
 
-    A reload makes a new one and replaces it as a whole. `rotations` is {role: Rotation}; `hosts` are the names under
-    which it listens. Raises ConfigError.
+    A reload makes a new one, which replaces the old one as a whole. `credentials` is {role:
+    RefreshableCredentials}; `hosts` are further names under which it may be asked; `box` tells
+    this box from others. Raises ConfigError.
     """
 
-    def __init__(self, config, rotations, box, hosts=(), clock=time.time):
-        options = config.metadata_options
-        self.enabled = options.http_endpoint == "enabled"
-        self.token_required = options.http_tokens == "required"
-        self.hop_limit = options.http_put_response_hop_limit
-        self.authorization = config.container.authorization_token
-        self.hosts = {host.lower().strip("[]") for host in [
-            *OWN_HOSTS, *hosts, *config.server.allowed_hosts.split("\n")] if host}
-        self.clock, self._started, self._events = clock, clock(), config.events
-        self.faults = [Fault(name, parts, self._started) for name, parts in config.faults.items()]
-        self._own = list(config.metadata.items())
-        self._facts = Record(instance_facts(config, box, self._started), rotations=rotations)
-        self._facts["roles"] = [Record(self._facts, **{"container-role": role})
-                                for role in rotations if role != IDENTITY_ROLE]
-        self._facts.update(_user_data(config.user_data))
-        if any(self._events.values()):  # with all begun: what [metadata] would collide with later is refused now
-            self._tree_with(event_facts(self._events, self._started, float("inf"))[0], self._started)
+    def __init__(self, config, credentials, box, hosts=(), clock=time.time):
+        options = config["metadata-options"]
+        self.enabled = options["http-endpoint"] == "enabled"
+        self.token_required = options["http-tokens"] == "required"
+        self.hop_limit = options["http-put-response-hop-limit"]
+        self.authorization = config["container"]["authorization-token"]
+        self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
+        self.clock = clock
+        self._started = clock()
+        self.faults = [Fault(name, line, self._started)
+                       for name, line in config["faults"].items()]
+        self._events = config["events"]
+        self._own = list(config["metadata"].items())
+        self._instance = describe_instance(config, box, self._started)
+        self._instance.credentials = credentials
+        self._instance.user_data = read_user_data(config["user-data"])
+        self._instance.container_roles = self._container_roles(credentials)
+        self._tree = {}
+        self._built = self._stale = self._started
+        self._check_tree_after_all_events()
         self._build(self._started)
 
-    def find(self, path):
-        """Return the Leaf or Live at a path, None if there is none now."""
-        if not self._built <= self.clock() < self._stale:
-            self._build(self.clock())
+    def find(self, path: str) -> Union[Document, RotatingDocument, None]:
+        """Return what is at a path now, None if nothing is."""
+        now = self.clock()
+        if not self._built <= now < self._stale:
+            self._build(now)
         return self._tree.get(path)
 
-    def paths(self):
-        """Return all paths with a value of their own, sorted."""
-        return sorted(path for path, found in self._tree.items() if not isinstance(found, Listing))
+    def paths(self) -> List[str]:
+        """List all paths but those of directories."""
+        return sorted(path for path, document in self._tree.items()
+                      if not isinstance(document, Listing))
 
-    def striking(self, path, has_token):
-        """Return the faults that a request for a path, with a session token or without, suffers from."""
+    def fault_actions(self, path: str, has_token: bool) -> dict:
+        """Return what the faults that match a request do to it: {action: value}."""
         now, found = self.clock(), self.find(path)
-        return [fault for fault in self.faults if fault.strikes(path, now, has_token, found)]
+        return merged_actions([
+            fault for fault in self.faults if fault.matches(path, now, has_token, found)])
+
+    def _container_roles(self, credentials):
+        roles = [role for role in credentials if role != IDENTITY_ROLE]
+        facts = vars(self._instance)
+        return [types.SimpleNamespace(**facts, container_role=role) for role in roles]
+
+    def _check_tree_after_all_events(self):
+        """Refuse now what [metadata] would collide with only when an event begins."""
+        if any(self._events.values()):
+            facts, _ = event_facts(self._events, self._started, float("inf"))
+            self._make_tree(facts, self._started)
 
     def _build(self, now):
-        """Make the tree of now; it serves until an event changes it, an hour at most: LastUpdated of iam/info moves."""
+        """Make the tree of now; for an hour at most, since LastUpdated of iam/info moves."""
         facts, change = event_facts(self._events, self._started, now)
-        self._tree = self._tree_with(facts, now)
+        self._tree = self._make_tree(facts, now)
         self._built, self._stale = now, min(change, now + 3600)
 
-    def _tree_with(self, events, now):
-        return build_tree(Record(self._facts, updated=utc(now), modified=now, **events), self._own)
+    def _make_tree(self, events, now):
+        i = types.SimpleNamespace(**vars(self._instance))
+        vars(i).update(events, now=now)
+        return build_tree(i, self._own)
 
 
-def _user_data(settings):
-    if settings.file and settings.text:
+def allowed_hosts(*lists):
+    """Merge names and addresses into one set, in lower case and without brackets."""
+    return {host.lower().strip("[]") for hosts in lists for host in hosts}
+
+
+def read_user_data(settings):
+    """Return the user data as bytes, None if there is none. Raises ConfigError."""
+    if settings["file"] and settings["text"]:
         raise ConfigError("[user-data] text: there is a file already; only one of them")
-    data = settings.text.encode()
-    if settings.file:
+    key, data = "text", settings["text"].encode()
+    if settings["file"]:
+        key = "file"
         try:
-            data = read_file(settings.file, MAX_USER_DATA + 1)
+            data = read_file(settings["file"], MAX_USER_DATA + 1)
         except OSError as error:
-            raise ConfigError("[user-data] file: %s: %s" % (settings.file, error.strerror))
+            raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror))
     if len(data) > MAX_USER_DATA:
         raise ConfigError("[user-data] %s: over %d bytes, which EC2 would not take" % (
-            "file" if settings.file else "text", MAX_USER_DATA))
-    return {"user-data": data} if data else {}
+            key, MAX_USER_DATA))
+    return data or None
 
 
-def make_rotations(config, report, post, former=(), randomness=os.urandom):
-    """Return {role: Rotation} of a configuration; one whose settings are as in `former` goes on as it is.
-
-    `former` is the outcome of an earlier call. Fetches nothing yet. Raises ConfigError.
-    """
-    wanted = {IDENTITY_ROLE: Record(source="generate", lifetime=6 * 3600),
-              config.credentials.role: config.credentials}
-    for section, settings in config.items():
-        kind, _, role = section.partition(" ")
-        role = role.strip()
-        if kind != "role":
-            continue
-        if role in wanted or not re.fullmatch("(?a)" + PATTERNS["role"][0], role):
-            raise ConfigError("[%s]: %s" % (section, "there is a role of that name already" if role in wanted else
-                                            "not the name of a role; letters, digits and _+=,.@-"))
-        wanted[role] = settings
-    wanted.pop("", None)  # no instance profile
-    rotations = {}
-    for role, section in wanted.items():
-        settings = Record((key, value) for key, value in section.items() if key not in ("role", "extended"))
-        if role in former and former[role].settings == settings:
-            rotations[role] = former[role]
-            continue
-        fetch = functools.partial(SOURCES[settings.source], settings, randomness)
-        rotations[role] = Rotation(role, settings, fetch, report, post if settings.source in SLOW_SOURCES else None)
-    return rotations
-
-
-def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
-    """Return what tells this box from others and stays over reboots: machine-id, else host name and MAC."""
+def box_id(paths: Iterable[str] = ("/etc/machine-id", "/var/lib/dbus/machine-id")) -> str:
+    """Return what tells this box from others and stays over reboots."""
     for path in paths:
         try:
             with open(path) as file:
@@ -1693,94 +1649,145 @@ def box_id(paths=("/etc/machine-id", "/var/lib/dbus/machine-id")):
             continue
         if len(found) >= 32:
             return found
-    import uuid
     return "%s %012x" % (socket.gethostname(), uuid.getnode())
 
 
-# ---------------------------------------------------------------- HTTP -------------------------
-
-TOKEN_PATH = "/latest/api/token"
-CONTAINER_PATH = "/v2/credentials/"
-FAULT_REASON = "a fault of the configuration"  # in the log, and in the documents of failures
-
-
-class HTTPError(Exception):
-    """A refusal, raised anywhere and rendered in one place; the reason goes to the log, not to the client."""
-
-    def __init__(self, status, reason="", headers=b"", body=None):
-        super().__init__(reason)
-        self.status, self.reason, self.headers = status, reason, headers
-        self.body = body or '{"error": "%s"}' % phrase(status).lower()
+def read_file(path: str, limit: int = -1) -> bytes:
+    """Read a file, some bytes at most. Raises OSError, for a pipe too: it could keep us waiting."""
+    with open(path, "rb", opener=open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is no file")
+        return file.read(limit)
 
 
-@functools.lru_cache(maxsize=256)
-def phrase(status):
-    """Return the reason phrase of a status."""
-    from http import HTTPStatus  # 60 members: only where something is refused
-    return HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else "Unknown"
+def open_without_waiting(path, flags):
+    """Open a file; a pipe without a writer too."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
-def container_error(status, code, message):
-    """Return a refusal in the form of the container endpoints."""
-    return HTTPError(status, message, body=compact_json([("Code", code), ("Message", message)]))
+# ---------------------------------------------------------------- requests --------------------
+#
+# A request is checked before anything is decided from it. What is not well-formed by RFC 9112
+# is refused, also where the RFC lets a server be lenient: leniency hides headers (a bare LF, a
+# folded line, a blank before the colon), and with them X-Forwarded-For.
 
+class HTTPError(Response, Exception):
+    """A refusal: a response that is raised anywhere, and sent like any other.
 
-class Postponed(Exception):
-    """Ask the handler again after so many seconds, the argument; nobody else waits."""
+    `reason` goes to the log, not to the client.
+    """
 
-
-class Dropped(Exception):
-    """Answer nothing: reset the connection if the argument is true, or leave it open without a word."""
+    def __init__(self, status, reason="", headers="", body=None):
+        if body is None:
+            body = json.dumps({"error": phrase(status).lower()})
+        super().__init__(body.encode(), status, headers, "application/json", reason)
 
 
 class Request:
-    """What the head of a well-formed request says; `act` is the Handler's method, `line` and `agent` go to the log."""
+    """The head of a request, checked: what is decided from, and what goes to the log."""
 
-    method = path = agent = ""
-    hosts, minor, persistent = (), 1, False
+    def __init__(self, line, method="", target="", minor=1, headers=None):
+        self.line = escaped(line)[:MAX_LOGGED_LINE]
+        self.method = method
+        self.minor = minor  # of the version of HTTP, 1.1 or 1.0
+        self.headers = headers or {}  # names in lower case; repeated ones joined by a comma
+        self.agent = escaped(self.headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
+        self.path, self.hosts = "", []
+        if target:
+            self._read_target(target)
+        self.keep_alive = bool(method) and self._wants_keep_alive()
+        self.chunked = False
+        self.length = 0  # of the body, unless it is chunked
+        self.expects = False  # waits to be asked for the body
+        if method:
+            self._read_framing()
 
-    def __init__(self, line, fields):
-        self.line, self.fields = escaped(line)[:MAX_LOGGED_LINE], fields
+    def _read_target(self, target):
+        """Find the path, and every host that the request names."""
+        hosts = [self.headers["host"]] if "host" in self.headers else []
+        absolute = ABSOLUTE_FORM.match(target)
+        if absolute:
+            hosts.append(absolute["host"])
+            target = target[absolute.end():] or "/"
+        elif not target.startswith("/") and (self.method, target) != ("OPTIONS", "*"):
+            raise HTTPError(400, "malformed target")
+        if "host" not in self.headers and self.minor:
+            raise HTTPError(400, "no Host")
+        self.path = canonical_path(target)
+        self.hosts = [host_name(host) for host in hosts]
+
+    def _wants_keep_alive(self):
+        words = self.headers.get("connection", "").split(",")
+        options = [word.strip().lower() for word in words]
+        return "close" not in options and (self.minor > 0 or "keep-alive" in options)
+
+    def _read_framing(self):
+        """Find out how long the body is (RFC 9112, section 6); none is needed here."""
+        length = self.headers.get("content-length", "0")
+        coding = self.headers.get("transfer-encoding")
+        if coding is not None:
+            self.chunked = True
+            has_both = "content-length" in self.headers
+            if coding.lower() != "chunked" or has_both or not self.minor:
+                raise HTTPError(400, "Transfer-Encoding that is not just chunked")
+        if not DECIMAL.fullmatch(length):
+            raise HTTPError(400, "malformed Content-Length")
+        if len(length) > 9 or int(length) > MAX_BODY:
+            raise HTTPError(413, "body over %d bytes" % MAX_BODY)
+        self.length = int(length)
+        if self.minor and "expect" in self.headers:
+            self._read_expectation(self.headers["expect"])
+
+    def _read_expectation(self, expectation):
+        """Refuse any, as the real service does; on the token PUT s3fs needs its 100."""
+        is_token_put = (self.method, self.path) == ("PUT", TOKEN_PATH)
+        if expectation.lower() != "100-continue" or not is_token_put:
+            raise HTTPError(417, "Expect")
+        self.expects = True
 
 
-# Requests are checked before anything is decided from them: what is not well-formed by RFC 9112 is refused, also where
-# the RFC lets a server be lenient, since leniency hides headers (a bare LF, a folded line, a blank before the colon).
-_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % _TCHAR)
-FIELD = re.compile(rb"(%s+):[ \t]*([\t -~\x80-\xff]*)" % _TCHAR)
-METHOD_START = rb"%s+(?: |\Z)" % _TCHAR
-CHUNK = rb"([0-9A-Fa-f]{1,8})(?:;[\t -~\x80-\xff]*)?\r\n"
-CHUNK_START = rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?\Z"
-AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::\d{0,5})?$")
-ABSOLUTE = r"(?i)http://([^/?]*)"
-TOKEN_HEADER = "x-aws-ec2-metadata-token"
-TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
-ONCE = {"host", "content-length", "transfer-encoding", "expect", "authorization", TOKEN_HEADER, TTL_HEADER}
+TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+METHOD_START = re.compile(rb"%s+(?: |\Z)" % TCHAR)
+REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % TCHAR)
+FIELD = re.compile(rb"(%s+):[ \t]*([\t -~\x80-\xff]*)" % TCHAR)
+ABSOLUTE_FORM = re.compile(r"http://(?P<host>[^/?]*)", re.IGNORECASE)
+AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::[0-9]{0,5})?")
+DECIMAL = re.compile("0|[1-9][0-9]*")
+QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+CHUNK_EXTENSION = rb";%s+(?:=(?:%s+|%s))?" % (TCHAR, TCHAR, QUOTED)
+CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:%s)*\r\n" % CHUNK_EXTENSION)
+CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?")
+
+# Headers that may stand once only: with two, two readers could believe different ones.
+ONCE = ("host", "content-length", "transfer-encoding", "expect", "authorization",
+        TOKEN_HEADER, TTL_HEADER)
 
 
-def read_request(received):
-    """Return (Request, end) of the first request in the bytes received.
+def read_request(received: bytes) -> Tuple[Optional[Request], Optional[int]]:
+    """Read the first request in the bytes received; return it and where it ends.
 
-    The Request is None while the head is not all there, the end is None while the body is not. Raises HTTPError.
+    The request is None while its head is not all there, the end while its body is not. Raises
+    HTTPError.
     """
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
     if end < 0:
-        _check_unfinished(received)
+        check_unfinished(received)
         return None, None
-    request = (parse_head if end <= 1024 else parse_head.__wrapped__)(received[:end])  # no large ones kept
-    end += 4
+    head, end = received[:end], end + 4
+    request = cached_head(head) if len(head) <= MAX_CACHED_HEAD else parse_head(head)
     if request.chunked:
-        return request, _chunked_end(received, end)
-    return request, end + request.length if len(received) >= end + request.length else None
+        return request, end_of_chunks(received, end)
+    end += request.length
+    return request, end if len(received) >= end else None
 
 
-def _check_unfinished(received):
+def check_unfinished(received):
     """Refuse at once what can never become a request."""
     line, complete, _ = received.partition(b"\r\n")
-    if has_bare_end(received) or not re.match(METHOD_START, received):
+    if has_bare_end(received) or not METHOD_START.match(received):
         raise HTTPError(400, "malformed request")
     if complete:
-        _parse_line(line)
+        parse_line(line)
     elif len(line) > MAX_TARGET + 64:
         raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
     if len(received) > MAX_HEAD:
@@ -1788,12 +1795,14 @@ def _check_unfinished(received):
 
 
 def has_bare_end(received):
-    """Tell whether there is a CR or an LF that is not one of a pair; a CR at the end may become one."""
+    """Tell whether there is a CR or an LF without the other; a CR at the end may get its LF."""
     pairs = received.count(b"\r\n")
-    return received.count(b"\n") != pairs or received.count(b"\r") - received.endswith(b"\r") != pairs
+    returns = received.count(b"\r") - received.endswith(b"\r")
+    return received.count(b"\n") != pairs or returns != pairs
 
 
-def _parse_line(line):
+def parse_line(line):
+    """Take a request line apart: method, target, minor version."""
     match = REQUEST_LINE.fullmatch(line)
     if not match:
         raise HTTPError(400, "malformed request line")
@@ -1802,43 +1811,33 @@ def _parse_line(line):
         raise HTTPError(505, "HTTP/%s.%s" % (major, minor))
     if len(target) > MAX_TARGET:
         raise HTTPError(414, "target over %d bytes" % MAX_TARGET)
-    if not hasattr(Handler, "do_" + method):
+    if method not in METHODS:
         raise HTTPError(501, "unknown method")
     return method, target, int(minor)
 
 
-@functools.lru_cache(maxsize=64)
 def parse_head(head):
-    """Return the Request of a head without its empty line; kept, since clients repeat theirs to the byte."""
+    """Make a Request of a head without its empty line."""
     line, *lines = head.split(b"\r\n")
     if len(lines) > MAX_FIELDS:
         raise HTTPError(431, "over %d header lines" % MAX_FIELDS)
-    method, target, minor = _parse_line(line)
-    fields = _parse_fields(lines)
-    request = Request(line, fields)
-    request.method, request.minor, request.act = method, minor, getattr(Handler, "do_" + method)
-    request.agent = escaped(fields.get("user-agent", ""))[:MAX_LOGGED_AGENT]
-    authority = None if target.startswith("/") else re.match(ABSOLUTE, target)
-    request.path = canonical_path(target[authority.end():] or "/" if authority else target)
-    if not target.startswith("/") and not authority and (method, target) != ("OPTIONS", "*"):
-        raise HTTPError(400, "malformed target")
-    if "host" not in fields and minor:
-        raise HTTPError(400, "no Host")
-    request.hosts = [host_name(text) for text in (fields.get("host"), authority and authority.group(1))
-                     if text is not None]
-    options = {word.strip().lower() for word in fields.get("connection", "").split(",")}
-    request.persistent = "close" not in options and (minor > 0 or "keep-alive" in options)
-    _frame(request)
-    return request
+    method, target, minor = parse_line(line)
+    return Request(line, method, target, minor, parse_fields(lines))
 
 
-def _parse_fields(lines):
+# Clients repeat their heads to the byte: half of a request's time is saved.
+cached_head = functools.lru_cache(maxsize=64)(parse_head)
+
+
+def parse_fields(lines):
+    """Make {name in lower case: value} of header lines."""
     fields = {}
     for line in lines:
         match = FIELD.fullmatch(line)
         if not match:
             raise HTTPError(400, "malformed header line")
-        name, value = match.group(1).decode().lower(), match.group(2).strip(b" \t").decode("latin-1")
+        name = match.group(1).decode().lower()
+        value = match.group(2).strip(b" \t").decode("latin-1")
         if name in fields:
             if name in ONCE:
                 raise HTTPError(400, "repeated " + name)
@@ -1848,45 +1847,27 @@ def _parse_fields(lines):
 
 
 def host_name(text):
-    """Return the host of HOST, HOST:PORT or [IPV6]:PORT in lower case, without brackets. Raises HTTPError."""
-    match = AUTHORITY.match(text)
+    """Take the host, in lower case, from HOST, HOST:PORT or [IPV6]:PORT."""
+    match = AUTHORITY.fullmatch(text)
     if not match:
         raise HTTPError(400, "malformed Host")
     return match.group(1).strip("[]").lower()
 
 
-def _frame(request):
-    """Tell how long the body is, and whether the client waits to be asked for it. No request here needs a body."""
-    length, coding = request.fields.get("content-length", "0"), request.fields.get("transfer-encoding")
-    request.chunked = coding is not None
-    if request.chunked and (coding.lower() != "chunked" or "content-length" in request.fields or not request.minor):
-        raise HTTPError(400, "Transfer-Encoding that is not just chunked")
-    if not (length.isascii() and length.isdigit()) or length.startswith("0") and length != "0":
-        raise HTTPError(400, "malformed Content-Length")
-    if len(length) > 9 or int(length) > MAX_BODY:
-        raise HTTPError(413, "body over %d bytes" % MAX_BODY)
-    request.length = int(length)
-    expectation = request.fields.get("expect") if request.minor else None
-    request.expects = expectation is not None
-    if request.expects and (expectation.lower(), request.method, request.path) != ("100-continue", "PUT", TOKEN_PATH):
-        raise HTTPError(417, "Expect")  # as the real service does; on the token PUT s3fs needs its 100
-
-
-def _chunked_end(received, start):
-    """Return where a chunked body ends, None while it is not all there. Raises HTTPError."""
+def end_of_chunks(received, start):
+    """Return where a chunked body ends, None while it is not all there (RFC 9112, 7.1)."""
     at = start
     for _ in range(MAX_CHUNKS):
-        match = re.match(CHUNK, received[at:at + MAX_CHUNK_HEAD])
-        if not match and not re.match(CHUNK_START, received[at:]):
-            raise HTTPError(400, "malformed chunk")
-        size = int(match.group(1), 16) if match else 0
-        if max(len(received) if not match else 0, at + size) - start > MAX_BODY:
-            raise HTTPError(413, "body over %d bytes" % MAX_BODY)
-        if not match:
+        head = CHUNK_HEAD.match(received[at:at + MAX_CHUNK_HEAD])
+        if not head:
+            check_unfinished_chunk(received[at:], at - start)
             return None
-        at += match.end()
+        size = int(head.group(1), 16)
+        if at + size - start > MAX_BODY:
+            raise HTTPError(413, "body over %d bytes" % MAX_BODY)
+        at += head.end()
         if not size:
-            return _trailers_end(received, at)
+            return end_of_trailers(received, at)
         at += size + 2
         if len(received) < at:
             return None
@@ -1895,122 +1876,236 @@ def _chunked_end(received, start):
     raise HTTPError(413, "over %d chunks" % MAX_CHUNKS)
 
 
-def _trailers_end(received, at):
+def check_unfinished_chunk(received, before):
+    """Refuse what can never become the head of a chunk, `before` bytes into the body."""
+    if not CHUNK_START.fullmatch(received):
+        raise HTTPError(400, "malformed chunk")
+    if before + len(received) > MAX_BODY:
+        raise HTTPError(413, "body over %d bytes" % MAX_BODY)
+
+
+def end_of_trailers(received, at):
+    """Return where the header lines behind the last chunk end, None while they do not."""
     if received.startswith(b"\r\n", at):
         return at + 2
     end = received.find(b"\r\n\r\n", at)
-    if end - at > MAX_HEAD or len(received) - at > MAX_HEAD and end < 0:
+    length = (len(received) if end < 0 else end) - at
+    if length > MAX_HEAD:
         raise HTTPError(431, "trailers over %d bytes" % MAX_HEAD)
-    if has_bare_end(received[at:]) if end < 0 else not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
+    if end < 0:
+        if has_bare_end(received[at:]):
+            raise HTTPError(400, "malformed trailer")
+        return None
+    if not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
         raise HTTPError(400, "malformed trailer")
-    return end + 4 if end >= 0 else None
+    return end + 4
+
+
+def unreadable_request(received):
+    """Make of what cannot be read what is needed to log it."""
+    return Request(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0])
 
 
 def escaped(text):
-    """Return a text as one field of a log line: printable, no quote, no backslash, no session token."""
-    text = text.decode("latin-1") if isinstance(text, bytes) else text
-    text = re.sub(r"[^ !#-\[\]-~]", lambda character: "\\x%02x" % ord(character.group()), text)
+    """Write a text as one field of the log: printable, no quote, no backslash, no token."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    text = re.sub(r"[^ !#-\[\]-~]", lambda char: "\\x%02x" % ord(char.group()), text)
     return re.sub(TOKEN_SHAPE, "(token)", text) if "AQAEA" in text else text
 
 
-def broken_request(received):
-    """Return what stands for a request that cannot be read: enough to answer and to log it."""
-    return Request(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0], {})
+# ---------------------------------------------------------------- handler ---------------------
+
+READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
+FOREVER = float("inf")
 
 
-def aged(leaf, now):
-    """Return a document of credentials with times that make it expired (a fault of the configuration)."""
-    body = leaf.body.decode()
-    for key, seconds in (("LastUpdated", now - 7 * 3600), ("Expiration", now - 3600)):
-        body = re.sub(r'("%s" ?: )"[^"]*"' % key, r'\1"%s"' % utc(seconds), body)
-    return Leaf(body, modified=now)
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection: http.server's handler, written as a generator.
 
+    Where http.server would block, `handle` yields (event, deadline): READ or WRITE, for which
+    it waits on its connection, or NOTHING, and until when, on the monotonic clock. The server
+    resumes it when that has happened, raises TimeoutError in it when the deadline has passed,
+    and closes the connection when it ends. An OSError, TimeoutError too, ends it quietly.
 
-def place_of(error):
-    """Return the kind and the place of an unexpected error in one line; not its text, which may hold a secret."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    return "%s in %s, line %d" % (type(error).__name__, trace.tb_frame.f_code.co_name, trace.tb_lineno)
-
-
-class Clock:
-    """The wall clock, and how HTTP and the log write the second that it shows, made once a second."""
-
-    def __init__(self, clock=time.time):
-        self._clock, self._second, self.stamp, self.headers = clock, None, "", b""
-        self.tick()
-
-    def tick(self):
-        """Look at the clock; called once for each round of the server."""
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self.stamp = second, utc(second)
-            self.headers = ("Date: %s\r\nServer: EC2ws\r\n" % http_date(second)).encode()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Decides one request: the Request in, the bytes of the answer out; it neither reads nor writes.
-
-    After `respond`, `status`, `size` and `reason` are for the log, `hop_limit` for the socket.
+    `do_GET` and the other methods return a Response or raise an HTTPError; `send_response`
+    writes either.
     """
 
-    status, size, reason, hop_limit = 200, 0, "", 0
-    ttl = b""  # the header with the seconds that the session token has left
-    faults, delay, code, expired = (), 0, None, None
+    protocol_version = "HTTP/1.1"
+    server_version = "EC2ws"
 
-    def __init__(self, request, imds, tokens, clock, patient_until):
-        self.request, self.imds, self.tokens, self.clock = request, imds, tokens, clock
-        self.persistent = request.persistent  # whether the connection stays open; the server may decide otherwise
-        self._patient_until = patient_until
-        if imds.faults:
-            self.faults = imds.striking(request.path, TOKEN_HEADER in request.fields)
-            self.delay = sum(fault.delay or 0 for fault in self.faults)
+    def __init__(self, request, client_address, server):
+        # Not super().__init__(), which would handle the whole connection before it returns.
+        self.connection = request
+        self.client_address = client_address
+        self.server = server
+        self.request = None  # the Request that is being answered, None between two
+        self.close_connection = False
+        self.received = b""  # and not yet understood
+        self.pipelined = 0  # requests that came before the one in front of them was answered
+        self.service = None  # that answers the request, whatever a reload does meanwhile
+        self.found = None  # by the service at the path of the request
+        self.faults = {}  # {action: value} that the request suffers from
+        self.began = 0.0  # monotonic clock, when the request was whole
+        self.token_ttl = None  # seconds that the session token of the request has left
+
+    @property
+    def is_idle(self):
+        """True between two requests."""
+        return not self.request and not self.received
+
+    def handle(self):
+        """Answer one request after the other, until one of them is the last."""
+        try:
+            self.received = self.receive_at_once()
+            while not self.close_connection:
+                yield from self.handle_one_request()
+        except HTTPError as error:
+            yield from self.send_error(error.status, error.reason)
+
+    def handle_one_request(self):
+        """Receive a request, and answer it unless a fault says otherwise."""
+        self.request = yield from self.receive()
+        response = yield from self.respond()
+        if response:
+            yield from self.send_response(response)
+        self.request = None
+
+    # Receiving.
+
+    def receive(self):
+        """Return the next request. Raises HTTPError if it is none, OSError if there is none."""
+        if self.received:
+            yield from self.take_turns()
+        deadline = self.server.now + IDLE_SECONDS
+        asked = False
+        while True:
+            if self.received.startswith(b"\r\n"):  # to be ignored (RFC 9112, section 2.2)
+                self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
+            if self.received and self.received != b"\r":
+                request, end = read_request(self.received)
+                if end is not None:
+                    break
+                if request and request.expects and not asked:
+                    asked = True
+                    yield from self.handle_expect_100()
+            if self.received:  # min: bytes that trickle in must not move it
+                deadline = min(deadline, self.server.now + REQUEST_SECONDS)
+            yield from self.receive_more(deadline)
+        self.received = self.received[end:]
+        self.close_connection = not request.keep_alive
+        return request
+
+    def receive_more(self, deadline):
+        """Wait for more bytes of a request. Raises HTTPError 408 if it is not whole in time."""
+        try:
+            data = yield from self.receive_bytes(deadline)
+        except TimeoutError:
+            if self.received and not self.server.stopping:
+                raise HTTPError(408, "no whole request within %d s" % REQUEST_SECONDS)
+            raise
+        if not data:
+            raise ConnectionAbortedError("closed by the client")
+        self.received += data
+
+    def receive_bytes(self, deadline):
+        """Return what the client sends next, b"" when it has closed."""
+        while True:
+            yield READ, deadline
+            try:
+                return self.connection.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                pass
+
+    def receive_at_once(self):
+        """Return what has come already: often the request comes with the connection."""
+        try:
+            return self.connection.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return b""
+
+    def take_turns(self):
+        """Let others go first once in a while, however many requests one client pipelines."""
+        self.pipelined += 1
+        if self.pipelined % REQUESTS_PER_TURN == 0:
+            yield from self.sleep(0)
+
+    def handle_expect_100(self):
+        """Ask for the body of a request that waits to be asked."""
+        yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def sleep(self, seconds):
+        """Wait; others are served meanwhile."""
+        self.server.call_later(seconds, functools.partial(self.server.resume, self))
+        yield NOTHING, FOREVER
+
+    # Deciding.
 
     def respond(self):
-        """Return the whole answer as bytes. Raises Postponed or Dropped where there is none now, or none ever."""
+        """Return the response to the request, None if a fault leaves it without one."""
+        self.began = time.monotonic()
+        self.service = self.server.service
+        self.token_ttl = None
+        self.faults = {}
         try:
-            if self.faults:
-                self._suffer()
-            self._admit()
-            return self.request.act(self)
+            if self.service.faults:
+                silent = yield from self.apply_faults()
+                if silent:
+                    return None
+            self.admit()
+            self.found = self.service.find(self.request.path)
+            if isinstance(self.found, RotatingDocument):
+                yield from self.wait_for_credentials()
+            return getattr(self, "do_" + self.request.method)()
         except HTTPError as error:
-            return self.refusal(error)
-        except (Postponed, Dropped):
+            return error
+        except OSError:  # while it waited the client has gone, or the server has stopped
             raise
         except Exception as error:
-            return self.refusal(HTTPError(500, place_of(error)))
+            return HTTPError(500, place_of(error))
 
     def do_GET(self):
-        """Answer with the value at the path, or with the listing of a directory."""
-        leaf = self._leaf()
-        self.size = len(leaf.body)
-        return self._found(leaf) + leaf.body
+        """Answer with the document at the path, or with the listing of a directory."""
+        if self.request.path == TOKEN_PATH:
+            raise HTTPError(405, headers="Allow: OPTIONS, PUT\r\n")
+        if not self.found:
+            raise self.not_found()
+        if "code" in self.faults:
+            return self.failure(400, self.faults["code"], FAULT_REASON)
+        document = self.found.current()
+        if not document:
+            return self.failure(
+                503, "Failed", "the source of credentials for %s has none now; the log of "
+                "fake-metadata says why" % self.found.credentials.role)
+        if "expired" in self.faults:
+            return expired_copy(document, self.service.clock())
+        return document
 
-    def do_HEAD(self):
-        """Answer as to a GET, without the body."""
-        return self._found(self._leaf())
+    do_HEAD = do_GET  # send_response leaves the body out
 
     def do_PUT(self):
-        """Issue a session token (EC2 User Guide; TTL 0 as captured). Never through a proxy, which an SSRF could use."""
+        """Issue a session token (EC2 User Guide); with TTL 0 too, a dead one (capture)."""
         if self.request.path != TOKEN_PATH:
             raise HTTPError(403, "PUT is for /latest/api/token")
-        if "x-forwarded-for" in self.request.fields:
+        if "x-forwarded-for" in self.request.headers:  # an SSRF could come by a proxy
             raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
-        ttl = self.request.fields.get(TTL_HEADER, "")
-        if not re.match("[0-9]{1,5}$", ttl) or int(ttl) > MAX_TOKEN_TTL:
-            raise HTTPError(400, "X-aws-ec2-metadata-token-ttl-seconds must be 1 to %d" % MAX_TOKEN_TTL)
-        self.hop_limit = self.imds.hop_limit
-        self.ttl = b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % int(ttl)
-        return self._plain(self.tokens.issue(int(ttl)).encode())
+        ttl = self.request.headers.get(TTL_HEADER, "")
+        if not re.fullmatch("[0-9]{1,5}", ttl) or int(ttl) > MAX_TOKEN_TTL:
+            raise HTTPError(400, "%s must be 1 to %d" % (
+                "X-aws-ec2-metadata-token-ttl-seconds", MAX_TOKEN_TTL))
+        self.token_ttl = int(ttl)
+        response = Response(self.server.tokens.issue(self.token_ttl).encode())
+        response.hop_limit = self.service.hop_limit
+        return response
 
     def do_OPTIONS(self):
-        """Say which methods a path knows."""
+        """Say which methods a path knows (capture)."""
         if self.request.path == TOKEN_PATH:
-            return self._plain(b"", headers=b"Allow: OPTIONS, PUT\r\n")
-        if self.request.path != "/*" and not self.imds.find(self.request.path):
+            return Response(headers="Allow: OPTIONS, PUT\r\n")
+        if not self.found and self.request.path != "/*":
             raise HTTPError(404)
-        return self._plain(b"", headers=b"Allow: OPTIONS, GET, HEAD\r\n")
+        return Response(headers="Allow: OPTIONS, GET, HEAD\r\n")
 
     def do_POST(self):
         """Refuse what the real service refuses with 403 (captured for POST and DELETE)."""
@@ -2018,345 +2113,262 @@ class Handler(BaseHTTPRequestHandler):
 
     do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
 
-    def _admit(self):
-        """Let in who may ask: a known Host (DNS rebinding), a service that is on, a session token that is good."""
-        request, imds = self.request, self.imds
-        for host in request.hosts:
-            if host not in imds.hosts:
-                raise HTTPError(403, "host %s is not allowed; see allowed-hosts" % escaped(host)[:100])
-        if not imds.enabled:
-            raise HTTPError(403, "http-endpoint is disabled")
-        if request.path.startswith(CONTAINER_PATH):
-            self._authorize()
-        elif not (request.method == "PUT" and request.path == TOKEN_PATH):
-            self._check_token(request.fields.get(TOKEN_HEADER))
+    def admit(self):
+        """Let in who may ask: a known Host, a service that is on, a session token that is good.
 
-    def _check_token(self, token):
-        """Ask for a session token where http-tokens is required; refuse a bad one everywhere: agents probe with one."""
+        An unknown Host is that of a web page which has rebound its name to this address.
+        """
+        for host in self.request.hosts:
+            if host not in self.service.hosts:
+                raise HTTPError(403, "host %s is not allowed; see allowed-hosts" % (
+                    escaped(host)[:100]))
+        if not self.service.enabled:
+            raise HTTPError(403, "http-endpoint is disabled")
+        if self.request.path.startswith(CONTAINER_PATH):
+            self.check_authorization()
+        elif (self.request.method, self.request.path) != ("PUT", TOKEN_PATH):
+            self.check_token(self.request.headers.get(TOKEN_HEADER))
+
+    def check_token(self, token):
+        """Ask for a session token where one is required; refuse a bad one everywhere.
+
+        Agents probe with a bad one, to see whether this is a metadata service.
+        """
         if token is None:
-            if self.imds.token_required:
+            if self.service.token_required:
                 raise HTTPError(401, "no session token, and http-tokens is required")
             return
-        remaining = self.tokens.remaining(token)
+        remaining = self.server.tokens.remaining(token)
         if remaining is None:
             raise HTTPError(401, "session token is expired or none of ours")
-        self.ttl = b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % remaining
+        self.token_ttl = int(remaining)
 
-    def _authorize(self):
-        wanted = self.imds.authorization
-        given = self.request.fields.get("authorization", "")
-        if wanted and not compare_digest(given.encode(), wanted.encode()):
-            raise container_error(401, "AccessDenied", "the Authorization header is missing or wrong")
+    def check_authorization(self):
+        """Ask for the Authorization of container credentials, where one is configured."""
+        wanted = self.service.authorization
+        given = self.request.headers.get("authorization", "")
+        if wanted and not hmac.compare_digest(given.encode(), wanted.encode()):
+            raise container_error(
+                401, "AccessDenied", "the Authorization header is missing or wrong")
 
-    def _leaf(self):
-        """Return what is at the path, or raise what stands in its place."""
-        path = self.request.path
-        found = self.imds.find(path)
-        if path == TOKEN_PATH:
-            raise HTTPError(405, headers=b"Allow: OPTIONS, PUT\r\n")
-        if found is None:
-            if path.startswith(CONTAINER_PATH):
-                raise container_error(404, "NotFound", "no such role")
-            raise HTTPError(404)
-        if self.code:
-            return self._failure(400, self.code, FAULT_REASON)
-        if isinstance(found, Leaf):
-            return found
-        leaf = found.leaf()
-        if leaf:
-            return aged(leaf, self.imds.clock()) if self.expired else leaf
-        if found.rotation.pending and time.monotonic() < self._patient_until:
-            raise Postponed(FETCH_POLL)
-        return self._failure(503, "Failed", "the source of credentials for %s has none now; "
-                             "the log of fake-metadata says why" % found.rotation.role)
+    def not_found(self):
+        """Return the refusal of a path that is not there, in the form of its place."""
+        if self.request.path.startswith(CONTAINER_PATH):
+            return container_error(404, "NotFound", "no such role")
+        return HTTPError(404)
 
-    def _failure(self, container_status, code, message):
-        """Return the document that stands in place of credentials; container endpoints have a status for it."""
+    def failure(self, container_status, code, message):
+        """Return what stands in place of credentials; container endpoints have a status for it."""
         if self.request.path.startswith(CONTAINER_PATH):
             raise container_error(container_status, code, message)
-        now = self.imds.clock()
-        return Leaf(failure_document(code, message, now), modified=now)
+        now = self.service.clock()
+        return Document(failure_document(code, message, now), modified=now)
 
-    def _suffer(self):
-        """Let the faults of the configuration strike; a delay first, which is over when the handler is asked again."""
-        delay, self.delay = self.delay, 0
-        if delay:
-            raise Postponed(delay)
-        for fault in self.faults:
-            if fault.reset or fault.no_answer:
-                raise Dropped(fault.reset)
-            if fault.status:
-                raise HTTPError(fault.status, FAULT_REASON)
-            if fault.refuse_token:
+    def wait_for_credentials(self):
+        """Wait for credentials that are on their way, as long as an SDK would wait for us."""
+        if self.request.method not in ("GET", "HEAD") or "code" in self.faults:
+            return  # they would not be shown
+        give_up = self.began + CLIENT_PATIENCE
+        while not self.found.current() and self.found.credentials.pending:
+            if time.monotonic() >= give_up:
+                return
+            yield from self.sleep(FETCH_POLL)
+
+    def apply_faults(self):
+        """Do what the faults say before a request is looked at; True if that is no answer.
+
+        The others of FAULT_ACTIONS take effect where self.faults is asked for them.
+        """
+        has_token = TOKEN_HEADER in self.request.headers
+        self.faults = self.service.fault_actions(self.request.path, has_token)
+        if "delay" in self.faults:
+            yield from self.sleep(self.faults["delay"])
+        for action, value in self.faults.items():
+            if action == "status":
+                raise HTTPError(value, FAULT_REASON)
+            if action == "refuse-token":
                 raise HTTPError(401, FAULT_REASON)
-            self.code, self.expired = self.code or fault.code, self.expired or fault.expired
+            if action in ("reset", "no-answer"):
+                self.close_connection = True
+                self.log_request(0, reason=FAULT_REASON + ": no answer")
+                if action == "reset":
+                    self.reset_when_closed()
+                else:
+                    yield from self.discard(FOREVER)  # until the client gives up
+                return True
+        return False
 
-    def refusal(self, error):
-        """Return the answer to a request that is refused."""
-        self.status, self.reason = error.status, error.reason
-        return self._plain(error.body.encode(), error.status, b"application/json", error.headers)
+    # Sending.
 
-    def _found(self, leaf):
-        return b"".join((b"HTTP/1.1 200 OK\r\n", self.ttl, leaf.head, self.clock.headers, self._connection(), b"\r\n"))
+    def send_response(self, response):
+        """Log a response, and send it in one piece: status, headers, body."""
+        if self.server.stopping:
+            self.close_connection = True
+        body = b"" if self.request.method == "HEAD" else response.body
+        spent = time.monotonic() - self.began if self.began else 0
+        self.log_request(response.status, len(body), response.reason, spent)
+        data = b"".join((
+            response.status_line, self.token_header(), response.first_headers,
+            self.standing_headers(), self.connection_header(), response.last_headers,
+            b"\r\n", body))
+        if response.hop_limit:
+            yield from self.send_with_hop_limit(data, response.hop_limit)
+        else:
+            yield from self.send(data)
 
-    def _plain(self, body, status=200, content_type=b"text/plain", headers=b""):
-        """Return an answer with the headers, in the order of the real service's tokens and errors."""
-        self.status, self.size = status, len(body)
-        return b"".join((
-            b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode()), self.ttl, headers,
-            b"Content-Length: %d\r\n" % len(body), self.clock.headers, self._connection(),
-            b"Content-Type: %s\r\n\r\n" % content_type,
-            b"" if self.request.method == "HEAD" else body))
+    def token_header(self):
+        """Tell how many seconds the session token has left; on refusals too (capture)."""
+        if self.token_ttl is None:
+            return b""
+        return b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % self.token_ttl
 
-    def _connection(self):
-        if not self.persistent:
+    def standing_headers(self):
+        """Render the headers that every answer has; once a second for all handlers."""
+        second, headers = self.server.dated
+        now = int(self.server.clock())
+        if now != second:
+            headers = ("Date: %s\r\nServer: %s\r\n" % (
+                self.date_time_string(now), self.version_string())).encode()
+            self.server.dated = now, headers
+        return headers
+
+    def connection_header(self):
+        """Tell whether the connection stays open, where the client may not know."""
+        if self.close_connection:
             return b"Connection: close\r\n"
         return b"" if self.request.minor else b"Connection: keep-alive\r\n"
 
-
-# ---------------------------------------------------------------- server -----------------------
-
-READ, WRITE = select.POLLIN, select.POLLOUT
-
-
-class Connection:
-    """One client: bytes received and not yet understood, bytes of answers not yet taken, and a deadline."""
-
-    received = unsent = b""
-    handler = None  # of the request that is being answered
-    started = 0.0
-    ending = ""  # "" or "after" the bytes unsent, or "linger": then read until the client has seen them
-    asked = False  # 100 Continue was sent for the request at hand
-    watched = 0  # for READ, WRITE or nothing, never for both
-
-    def __init__(self, server, client, peer):
-        self.server, self.socket, self.peer = server, client, peer
-        self.deadline = self.idle_until = server.now + IDLE_SECONDS
-
-    @property
-    def idle(self):
-        """True between two requests."""
-        return not (self.received or self.unsent or self.handler)
-
-    def readable(self):
-        """Receive what has come, answer every request that is complete."""
-        try:
-            data = self.socket.recv(65536)
-        except (BlockingIOError, InterruptedError):
-            self._watch(READ)
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-        elif self.ending != "linger":
-            if not self.received:
-                self.deadline = min(self.server.now + REQUEST_SECONDS, self.idle_until)  # not moved by empty lines
-            self.received += data
-            self._advance()
-
-    def writable(self):
-        """Send more of the answers; go on with the requests when the client has taken them."""
-        self._send(b"")
-        if self.socket and not self.unsent:
-            self._advance()
-
-    def resume(self):
-        """Go on where the connection had to wait: ask the handler of a postponed request again, or take its turn."""
-        if self.handler:
-            self._respond()
-        if self.socket and not self.handler:
-            self._advance()
-
-    def expire(self):
-        """End a connection whose deadline has passed, with a word if a request was begun and can be answered."""
-        if self.received and not (self.unsent or self.handler or self.ending or self.server.stopping):
-            self._refuse(HTTPError(408, "no whole request within %d s" % REQUEST_SECONDS))
-        else:
-            self.close()
-
-    def finish(self):
-        """Close after what is in flight, or has come and is not read yet; the server stops."""
-        if self.idle:
-            self.readable()
-        if self.idle:
-            self.close()
-        else:
-            self.deadline = min(self.deadline, self.server.now + STOP_SECONDS)
-
-    def turn_away(self):
-        """Refuse a client at once, without hearing what it wants."""
-        handler = self.server.handle(broken_request(b""), 0)
-        self._send(handler.refusal(HTTPError(503, "over %d connections" % self.server.limit)))
-        self.server.log.request(self.peer, handler, 0)
-        self.close()
-
-    def close(self, reset=False):
-        """Close the socket, with a reset if asked for."""
-        if self.socket:
-            self._watch(0)
-            if reset:
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            self.socket.close()
-            self.socket = self.handler = None
-            self.server.connections.discard(self)
-
-    def _advance(self):
-        """Answer the requests received, in order, while the client takes the answers; after a few others take turns."""
-        for _ in range(REQUESTS_PER_TURN):
-            if not self._advance_by_one():
-                break
-        else:
-            self._watch(0)
-            self.server.call_later(0, self.resume)
-            return
-        if self.socket and not self.unsent and not self.handler:
-            self._settle()
-
-    def _advance_by_one(self):
-        """Answer the next request; return whether there may be another one to answer now."""
-        if self.received.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
-            self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
-        if not self.received or self.received == b"\r" or self.ending:
-            return False
-        try:
-            request, end = read_request(self.received)
-        except HTTPError as error:
-            self._refuse(error)
-            return False
-        if end is None:
-            if request and request.expects and not self.asked:
-                self.asked = True
-                self._send(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return False
-        self.received, self.asked, self.started = self.received[end:], False, time.monotonic()
-        self.handler = self.server.handle(request, self.started)
-        self._respond()
-        return bool(self.received and self.socket) and not (self.handler or self.unsent)
-
-    def _settle(self):
-        """Wait for more of the client, or end what is to be ended."""
-        if self.ending == "after":
-            self.close()
-            return
-        if self.ending == "linger":
+    def send(self, data):
+        """Send bytes, as fast as the client takes them."""
+        while data:
             try:
-                self.socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                self.close()
-                return
-        self._watch(READ)
+                sent = self.connection.send(data)
+            except BlockingIOError:
+                sent = 0
+            data = data[sent:]
+            if data:
+                yield WRITE, self.server.now + REQUEST_SECONDS
 
-    def _respond(self):
-        """Have the handler answer, now or later or never."""
-        if self.server.stopping:
-            self.handler.persistent = False
-        try:
-            answer = self.handler.respond()
-        except Postponed as postponed:
-            self._watch(0)
-            self.deadline = self._latest()
-            self.server.call_later(*postponed.args, self.resume)
-            return
-        except Dropped as dropped:
-            self._drop(*dropped.args)
-            return
-        handler, self.handler = self.handler, None
-        self.idle_until = self.server.now + IDLE_SECONDS
-        self.deadline = self.server.now + REQUEST_SECONDS if self.received else self.idle_until
-        if not handler.persistent:
-            self.ending = "after"
-        spent = time.monotonic() - self.started
-        if handler.hop_limit:
-            self._send_with_hop_limit(answer, handler.hop_limit)
-        else:
-            self._send(answer)
-        self.server.log.request(self.peer, handler, spent)  # while the client reads
+    def send_with_hop_limit(self, data, hops):
+        """Send bytes in packets that die after some hops (EC2 User Guide): a session token."""
+        level, option = socket.IPPROTO_IP, socket.IP_TTL
+        if self.connection.family == socket.AF_INET6:
+            level, option = socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS
+        self.connection.setsockopt(level, option, hops)
+        yield from self.send(data)
+        self.connection.setsockopt(level, option, -1)  # the default of the system
 
-    def _refuse(self, error):
-        """Answer what cannot be read as a request, and close, since nobody knows where the next one would begin."""
-        handler = self.server.handle(broken_request(self.received), 0)
-        self.ending, self.received = "linger", b""
-        self.deadline = self.server.now + LINGER_SECONDS
-        answer = handler.refusal(error)
-        self.server.log.request(self.peer, handler, 0)
-        self._send(answer)
-        if self.socket and not self.unsent:
-            self._settle()
+    def send_error(self, code, message=None, explain=None):
+        """Answer what cannot be read as a request; the message goes to the log.
 
-    def _drop(self, reset):
-        """Leave a request without an answer (a fault of the configuration)."""
-        self.handler.status, self.handler.reason = 0, FAULT_REASON + ": no answer"
-        self.server.log.request(self.peer, self.handler, 0)
-        if reset:
-            self.close(reset=True)
-        else:
-            self.ending, self.deadline = "linger", self._latest()
-            self._watch(READ)  # until the client gives up
+        The connection ends with it, since nobody knows where the next request would begin.
+        """
+        self.request = unreadable_request(self.received)
+        self.received = b""
+        self.close_connection = True
+        self.token_ttl = None
+        self.began = 0.0
+        yield from self.send_response(HTTPError(code, message or ""))
+        yield from self.linger()
 
-    def _latest(self):
-        """Return the deadline of what may take as long as it likes, unless the server stops."""
-        return self.server.now + STOP_SECONDS if self.server.stopping else float("inf")
+    def linger(self):
+        """Read on until the client has seen the answer.
 
-    def _send_with_hop_limit(self, answer, hops):
-        """Send the answer to a token PUT with an IP TTL that keeps it within so many hops (EC2 User Guide)."""
-        level, option = ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if self.socket.family == socket.AF_INET6
-                         else (socket.IPPROTO_IP, socket.IP_TTL))
-        self.socket.setsockopt(level, option, hops)
-        self._send(answer)
-        if self.socket:
-            self.socket.setsockopt(level, option, -1)  # the default of the system
+        To close while bytes of the client are unread would reset the connection, and the answer
+        would be lost.
+        """
+        self.connection.shutdown(socket.SHUT_WR)
+        yield from self.discard(self.server.now + LINGER_SECONDS)
 
-    def _send(self, data):
-        """Send what the client takes, keep the rest."""
-        begun, data = bool(self.unsent), self.unsent + data if self.unsent else data
-        try:
-            sent = self.socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:  # the client is gone
-            self.close()
-            return
-        self.unsent = data[sent:]
-        if self.unsent:
-            if sent or not begun:
-                self.deadline = self.server.now + REQUEST_SECONDS
-            self._watch(WRITE)
+    def discard(self, deadline):
+        """Read and forget what comes, until the client closes."""
+        while (yield from self.receive_bytes(deadline)):
+            pass
 
-    def _watch(self, events):
-        if events != self.watched:
-            self.watched = events
-            self.server.watch(self.socket, events, self.writable if events == WRITE else self.readable)
+    def reset_when_closed(self):
+        """Have the connection reset rather than closed."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    # What http.server has names for.
+
+    def version_string(self):
+        """Return what the real service calls itself; http.server would add Python's version."""
+        return self.server_version
+
+    def log_request(self, code="-", size=0, reason="", seconds=0.0):
+        """Log a request that was answered, or left without an answer."""
+        self.server.log.request(
+            self.address_string(), self.request, code, size, seconds, reason)
+
+    def log_message(self, format, *args):
+        """Log what is not about a request."""
+        self.server.log.say(format % args)
 
 
-class Server(HTTPServer):
-    """One thread, one poll, no lock: complete requests go to a Handler, whatever has to wait is a timer.
+def container_error(status, code, message):
+    """Make a refusal in the form of the container endpoints."""
+    return HTTPError(status, message, body=json.dumps({"Code": code, "Message": message}))
 
-    `imds` is what it serves, and may be replaced at any time. `post` may be called by other threads and by nobody else.
+
+def place_of(error):
+    """Tell kind and place of an unexpected error; not its text, which may hold a secret."""
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_code.co_name
+    return "%s in %s, line %d" % (type(error).__name__, name, trace.tb_lineno)
+
+
+# ---------------------------------------------------------------- server ----------------------
+
+class Server(http.server.HTTPServer):
+    """One thread and one loop for all connections, as the documentation of socketserver has it:
+
+        Another approach to handling multiple simultaneous requests in an environment that
+        supports neither threads nor fork() (or where these are too expensive or inappropriate
+        for the service) is to maintain an explicit table of partially finished requests and to
+        use selectors to decide which request to work on next (or whether to handle a new
+        incoming request).
+
+    The table is `unfinished`. Threads took four times the processor time, asyncio 1.9 times for
+    new connections. Nothing may block in this thread: it would stop the service for everybody.
+
+    `service` is the MetadataService that answers; another one may take its place at any time.
+    Only `call_soon_threadsafe` and `shutdown` may be called by other threads.
     """
 
-    request_queue_size = 1024  # 200 clients at once: half of them unanswered with the usual 5
+    request_queue_size = 1024  # with the usual 5, half of 200 clients at once go unanswered
 
-    def __init__(self, address, tokens, log, clock):
+    def __init__(self, address, tokens, log, clock=time.time):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.imds, self.tokens, self.log, self.clock = None, tokens, log, clock
-        self.connections, self.stopping, self.now = set(), False, time.monotonic()
-        self._short_of_files = self._busy = False
-        self.limit = FEW_CONNECTIONS if os.sysconf("SC_OPEN_MAX") >= 8 * FEW_CONNECTIONS else most_connections()
-        self._timers, self._timer_numbers, self._posted = [], itertools.count(), collections.deque()
-        # How many of its units of time make a second: where there is no epoll, as on Linux, poll counts milliseconds.
-        self._poll, self._units = (select.epoll(), 1) if hasattr(select, "epoll") else (select.poll(), 1000)
-        self._callbacks = {}  # by the number of a file
-        self._wake_receiver, self.waker = socket.socketpair()
-        for end in (self._wake_receiver, self.waker):
-            end.setblocking(False)
-        self.watch(self._wake_receiver, READ, self._woken)
         super().__init__(address, Handler, bind_and_activate=False)
+        self.service = None
+        self.tokens = tokens
+        self.log = log
+        self.clock = clock
+        self.dated = (0, b"")  # see Handler.standing_headers
+        self.now = time.monotonic()
+        self.stopping = False
+        self.limit = most_connections()
+        self.unfinished = {}  # connection -> its entry
+        self._stop_at = FOREVER
+        self._is_listening = False
+        self._short_of_files = False
+        self._timers = []  # (due, number, callback), a heap
+        self._timer_numbers = itertools.count()
+        self._soon = collections.deque()  # callbacks of other threads
+        self._has_stopped = threading.Event()
+        self._has_stopped.set()
+        self._selector = selectors.DefaultSelector()
+        self._wake_receiver, self._waker = socket.socketpair()
+        for end in (self._wake_receiver, self._waker):
+            end.setblocking(False)
+        self._selector.register(self._wake_receiver, READ, self._wake)
 
     def server_bind(self):
-        """Bind without asking a resolver for our name, as HTTPServer does: 10 s where there is none."""
+        """Bind without asking a resolver for our name, as HTTPServer does: 10 s without one."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the connections inherit it
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited
         self.socket.setblocking(False)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -2365,487 +2377,1153 @@ class Server(HTTPServer):
     def server_activate(self):
         """Open the port."""
         super().server_activate()
-        self.watch(self.socket, READ, self._accept)
+        self._listen(True)
 
-    def serve_forever(self, poll_interval=None):
-        """Serve until `stop`, and then until what is in flight is done."""
-        self._tick()
-        while not self.stopping or self.connections:
-            self.serve_once()
-        self.log.flush()
+    def serve_forever(self, poll_interval=0.5):
+        """Serve until `shutdown`, and then until what is in flight is done."""
+        self._has_stopped.clear()
+        try:
+            self.close_overdue()
+            while not self.stopping or self.unfinished:
+                self.serve_once()
+            self.log.flush()
+        finally:
+            self._has_stopped.set()
 
     def serve_once(self):
-        """Serve what is ready, or wait for it or for the next timer.
-
-        After an answer it looks a few times whether more has come before it sleeps: waking up takes longer than that.
-        """
-        wait = max(0, self._timers[0][0] - time.monotonic()) * self._units if self._timers else None
-        for _ in range(LOOKS if self._busy and wait != 0 else 0):
-            ready = self._poll.poll(0)
-            if ready:
-                break
-        else:
-            ready = self._poll.poll(wait)
-        self._busy = bool(ready)
+        """Serve what is ready; wait for it, or for the next timer."""
+        timeout = None
+        if self._timers:
+            timeout = max(0, self._timers[0][0] - time.monotonic())
+        ready = self._selector.select(timeout)
         self.now = time.monotonic()
-        self.clock.tick()
-        for number, _ in ready:
-            callback = self._callbacks.get(number)
-            if callback:  # not closed by what came before it in this round
-                self._guarded(callback)
+        for key, _ in ready:
+            key.data()
+        self.service_actions()
+
+    def service_actions(self):
+        """Do what is due, and write the log of this round."""
+        while self._soon:
+            self._call(self._soon.popleft())
         while self._timers and self._timers[0][0] <= self.now:
-            self._guarded(heappop(self._timers)[2])
+            self._call(heapq.heappop(self._timers)[2])
         self.log.flush()
 
-    def handle(self, request, started):
-        """Return the Handler of a request."""
-        return self.RequestHandlerClass(request, self.imds, self.tokens, self.clock, started + CLIENT_PATIENCE)
-
-    def watch(self, watched, events, callback=None):
-        """Have something called whenever a socket is ready for READ or WRITE; 0: no longer."""
-        number = watched.fileno()
-        known = number in self._callbacks
-        if events:
-            (self._poll.modify if known else self._poll.register)(number, events)
-            self._callbacks[number] = callback
-        elif known:
-            self._poll.unregister(number)
-            del self._callbacks[number]
-
-    def call_later(self, seconds, callback):
-        """Have something called in so many seconds."""
-        heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), callback))
-
-    def post(self, callback):
-        """Have something called by the server's thread; for other threads, and for signals, of which a storm is one."""
-        if callback not in self._posted:
-            self._posted.append(callback)
-        try:
-            self.waker.send(b"\0")
-        except OSError:  # full: it is awake anyhow; closed: it has stopped
-            pass
+    def shutdown(self):
+        """Have serve_forever stop, and wait until it has; to be called by another thread."""
+        self.call_soon_threadsafe(self.stop)
+        self._has_stopped.wait()
 
     def stop(self):
         """Accept what has come so far and no more; finish what is in flight."""
-        if not self.stopping:
-            self.stopping = True
-            self._accept()
-            self.watch(self.socket, 0)
-            self.socket.close()
-            for connection in list(self.connections):
-                connection.finish()
+        if self.stopping:
+            return
+        self.stopping = True
+        self._stop_at = time.monotonic() + STOP_SECONDS
+        if self._is_listening:
+            self.accept_requests()
+        self._listen(False)
+        self.socket.close()
+        for entry in list(self.unfinished.values()):
+            if entry.handler.is_idle:
+                self.resume(entry.handler)  # for a request that has come and is not read yet
+            if entry.handler.is_idle:
+                self.shutdown_request(entry.handler.connection)
+            else:
+                entry.deadline = min(entry.deadline, self._stop_at)
 
     def server_close(self):
         """Close all sockets."""
-        for connection in list(self.connections):
-            connection.close()
+        for connection in list(self.unfinished):
+            self.shutdown_request(connection)
         super().server_close()
+        self._selector.close()
         self._wake_receiver.close()
-        self.waker.close()
-        if hasattr(self._poll, "close"):
-            self._poll.close()
+        self._waker.close()
 
-    def _guarded(self, callback):
-        try:
-            callback()
-        except Exception as error:  # a defect costs its own connection, never the service
-            self.log.say("internal error: %s" % place_of(error))
-            connection = getattr(callback, "__self__", None)
-            if isinstance(connection, Connection):
-                connection.close()
+    # Connections.
 
-    def _accept(self):
+    def accept_requests(self):
+        """Take the connections that have come, as BaseServer's loop does for one."""
         for _ in range(ACCEPT_BATCH):
             try:
-                number, address = self.socket._accept()  # what accept() wraps
+                request, client_address = self.get_request()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    self._pause()
+                    self._pause_accepting()
                     return
-                continue  # the client is gone already
+                continue  # the client has gone already
             self._short_of_files = False
-            client = socket.socket(self.address_family, self.socket_type, 0, number)
-            client.setblocking(False)
-            connection = Connection(self, client, address[0])
-            if self._full():
-                connection.turn_away()
-                continue
-            self.connections.add(connection)
-            self._guarded(connection.readable)  # often the request has come along
+            if self.verify_request(request, client_address):
+                self.process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
 
-    def _full(self):
-        if len(self.connections) >= self.limit:
-            self.limit = most_connections()
-        return len(self.connections) >= self.limit
+    def get_request(self):
+        """Take a connection; return it and the address of the client."""
+        request, client_address = self.socket.accept()
+        request.setblocking(False)
+        return request, client_address
 
-    def _pause(self):
-        """Wait for open files instead of asking for the connection that cannot be had again and again."""
-        if self.stopping:
+    def verify_request(self, request, client_address):
+        """Turn a client away, with a word, where there are too many already."""
+        if len(self.unfinished) < self.limit:
+            return True
+        handler = self.RequestHandlerClass(request, client_address, self)
+        next(handler.send_error(503, "over %d connections" % self.limit), None)
+        return False
+
+    def process_request(self, request, client_address):
+        """Begin with a connection, and keep it in the table until it is finished."""
+        handler = self.RequestHandlerClass(request, client_address, self)
+        self.unfinished[request] = Unfinished(handler)
+        self.resume(handler)
+
+    def resume(self, handler, error=None):
+        """Have a handler go on, or raise an error in it; it may have ended meanwhile."""
+        entry = self.unfinished.get(handler.connection)
+        if not entry:
             return
-        if not self._short_of_files:
-            self.log.say("out of open files: new connections have to wait")
-        self._short_of_files = True
-        self.watch(self.socket, 0)
-        self.call_later(0.2, lambda: self.stopping or self.watch(self.socket, READ, self._accept))
+        try:
+            if error:
+                event, deadline = entry.steps.throw(error)
+            else:
+                event, deadline = next(entry.steps)
+        except (StopIteration, OSError):
+            self.shutdown_request(handler.connection)
+        except Exception:
+            self.handle_error(handler.connection, handler.client_address)
+            self.shutdown_request(handler.connection)
+        else:
+            entry.deadline = min(deadline, self._stop_at)
+            if event != entry.event:
+                self._watch(entry, event)
 
-    def _woken(self):
+    def shutdown_request(self, request):
+        """End a connection, whatever its handler waits for."""
+        entry = self.unfinished.pop(request, None)
+        if entry:
+            self._watch(entry, NOTHING)
+            entry.steps.close()
+        self.close_request(request)
+
+    def handle_error(self, request, client_address):
+        """Log a defect: it costs its own connection, never the service."""
+        self.log.say("internal error: %s" % place_of(sys.exc_info()[1]))
+
+    def close_overdue(self):
+        """End the waiting of handlers whose deadline has passed; each second."""
+        self.call_later(1, self.close_overdue)
+        for entry in list(self.unfinished.values()):
+            if entry.deadline < self.now:
+                self.resume(entry.handler, TimeoutError())
+
+    # Callbacks.
+
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> None:
+        """Have something called after a delay in seconds."""
+        due = time.monotonic() + delay
+        heapq.heappush(self._timers, (due, next(self._timer_numbers), callback))
+
+    def call_soon_threadsafe(self, callback: Callable[[], Any]) -> None:
+        """Have something called in the thread of the server; once, if it is waiting already.
+
+        For other threads and for signal handlers, of which a storm may come.
+        """
+        if callback not in self._soon:
+            self._soon.append(callback)
+        try:
+            self._waker.send(b"\0")
+        except OSError:  # full: it is awake anyhow; closed: it has stopped
+            pass
+
+    def _call(self, callback):
+        try:
+            callback()
+        except Exception:
+            self.handle_error(None, None)
+
+    def _wake(self):
         try:
             self._wake_receiver.recv(4096)
         except BlockingIOError:
             pass
-        while self._posted:
-            self._guarded(self._posted.popleft())
 
-    def _tick(self):
-        """Once a second: close what is overdue."""
-        self.call_later(1, self._tick)
-        for connection in list(self.connections):
-            if connection.deadline < self.now:
-                self._guarded(connection.expire)
+    def _watch(self, entry, event):
+        """Have a handler resumed when READ or WRITE is possible; NOTHING: not by its socket."""
+        connection = entry.handler.connection
+        if not event:
+            if entry.event:
+                self._selector.unregister(connection)
+        elif entry.event:
+            self._selector.modify(connection, event, entry.resume)
+        else:
+            entry.resume = functools.partial(self.resume, entry.handler)
+            self._selector.register(connection, event, entry.resume)
+        entry.event = event
+
+    def _pause_accepting(self):
+        """Wait for files to open, instead of asking again and again for what cannot be had."""
+        if not self._short_of_files:
+            self._short_of_files = True
+            self.log.say("out of open files: new connections have to wait")
+        if not self.stopping:
+            self._listen(False)
+            self.call_later(ACCEPT_PAUSE, self._accept_again)
+
+    def _accept_again(self):
+        if not self.stopping:
+            self._listen(True)
+
+    def _listen(self, wanted):
+        """Look for new connections, or not."""
+        if wanted and not self._is_listening:
+            self._selector.register(self.socket, READ, self.accept_requests)
+        elif self._is_listening and not wanted:
+            self._selector.unregister(self.socket)
+        self._is_listening = wanted
 
 
-def most_connections():
-    """Return how many connections there may be; raise the soft limit of open files as far as that is of use."""
-    try:
-        import resource
-    except ImportError:
-        return 256 - RESERVED_FILES
+class Unfinished:
+    """An entry in the server's table: a handler, what it waits for, and until when."""
+
+    __slots__ = ("handler", "steps", "event", "deadline", "resume")
+
+    def __init__(self, handler):
+        self.handler = handler
+        self.steps = handler.handle()
+        self.event = NOTHING
+        self.deadline = FOREVER
+        self.resume = None
+
+
+def most_connections() -> int:
+    """Return how many connections there may be; raise a low limit of open files for them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft) - RESERVED_FILES)
+    return max(1, min(wanted, soft) - RESERVED_FILES)
 
 
-# ---------------------------------------------------------------- log --------------------------
+# ---------------------------------------------------------------- log -------------------------
 
-def complain(words):
-    """Write one line to stderr."""
+class Log:
+    """The log: lines are gathered, and written once for each round of the server.
+
+    So a request costs 14 microseconds; by the module logging it costs 43. No log stops the
+    service: what cannot be written is counted, and said as soon as something can.
+
+        2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0"
+        2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
+    """
+
+    def __init__(self, path="", clock=time.time):
+        self._clock = clock
+        self._second, self._stamp = None, ""
+        self._path = ""
+        self._file = None  # None: stderr
+        self._lines = []
+        self._cut = b""  # the rest of a line of which a part is in the file already
+        self._lost = 0  # lines
+        self.reopen(path)
+
+    def request(self, peer, request, status, size, seconds, reason):
+        """Note a request; `reason` is that of a refusal."""
+        self._lines.append('%s %s "%s" %d %d %.1fms "%s"%s\n' % (
+            self._now(), peer, request.line, status, size, seconds * 1000, request.agent,
+            reason and " " + reason))
+
+    def say(self, words: str) -> None:
+        """Note what people should know."""
+        self._lines.append("%s fake-metadata: %s\n" % (self._now(), printable(words)))
+
+    def reopen(self, path: str) -> None:
+        """Open the file anew; if that fails go on with what there is, and say so."""
+        self.flush()
+        try:
+            file = open_log(path) if path else None
+        except OSError as error:
+            self._say_everywhere("cannot open the log %s: %s; logging goes on to %s" % (
+                path, error.strerror, self._path or "stderr"))
+        else:
+            self._use(file, path)
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the lines gathered, without waiting for a reader."""
+        if not self._lines:
+            return
+        data = self._cut + "".join(self._lines).encode("utf-8", "replace")
+        self._lines = []
+        written = self._write(data)
+        if written < len(data):
+            self._lose(data, written)
+            return
+        self._cut = b""
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self.say("%d lines were lost while the log could not be written" % lost)
+            self.flush()
+
+    def close(self) -> None:
+        """Write what there is, and close the file."""
+        self.flush()
+        self._use(None, "")
+
+    def _use(self, file, path):
+        former, self._file, self._path = self._file, file, path
+        if former is not None:
+            os.close(former)
+        if self._cut:  # it would begin the new file with half a line
+            self._cut = b""
+            self._lost += 1
+
+    def _write(self, data):
+        """Write as much as can be written without waiting; return how many bytes that was."""
+        written = 0
+        try:
+            while written < len(data):
+                if self._file is not None:
+                    written += os.write(self._file, data[written:])
+                elif select.select((), (2,), (), 0)[1]:
+                    written += os.write(2, data[written:written + PIPE_BYTES])
+                else:  # a pipe or a terminal that nobody reads
+                    break
+        except OSError:  # the disk is full, the reader is gone
+            pass
+        return written
+
+    def _lose(self, data, written):
+        """Count lines that could not be written; keep the rest of one that was begun."""
+        rest = data[written:]
+        is_begun = data[written - 1:written] != b"\n" if written else bool(self._cut)
+        self._cut = rest[:rest.index(b"\n") + 1] if is_begun else b""
+        self._lost += rest.count(b"\n") - bool(self._cut)
+
+    def _say_everywhere(self, words):
+        self.say(words)
+        if self._file is not None:
+            warn(words)
+
+    def _now(self):
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._stamp = second, utc(second)
+        return self._stamp
+
+
+def open_log(path):
+    """Open a log to append to it; a pipe without waiting for its reader."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    return os.open(path, flags, 0o640)
+
+
+def warn(words: str) -> None:
+    """Write a line to stderr."""
     try:
         os.write(2, ("fake-metadata: %s\n" % words).encode())
     except OSError:
         pass
 
 
-class Log:
-    """The log: whole lines, gathered and written once a round; a log that cannot be written never stops the service."""
+# ---------------------------------------------------------------- configuration ---------------
+#
+# First the parsers: each takes a text and returns its value, or raises ValueError with what would
+# be right. Then SETTINGS, the table of all sections and keys.
 
-    def __init__(self, clock, path=""):
-        self._clock, self._path, self._file, self._regular = clock, "", None, False
-        self._lines, self._backlog, self._lost = [], b"", 0
-        self.reopen(path)
-
-    def request(self, peer, handler, seconds):
-        """Note a request that was answered, or refused for a reason."""
-        request = handler.request
-        self._lines.append('%s %s "%s" %d %d %.1fms "%s"%s\n' % (
-            self._clock.stamp, peer, request.line, handler.status, handler.size, seconds * 1000, request.agent,
-            handler.reason and " " + handler.reason))
-
-    def say(self, words):
-        """Note what people should know."""
-        self._clock.tick()
-        self._lines.append("%s fake-metadata: %s\n" % (
-            self._clock.stamp, "".join(char if char.isprintable() else "?" for char in words)))
-
-    def reopen(self, path):
-        """Open the file anew, or go on with what there is and say so."""
-        self.flush()
-        if not path:
-            self._use(None, path)
-            return
-        try:
-            self._use(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640), path)
-        except OSError as error:
-            trouble = "cannot open the log %s: %s; logging goes on %s" % (
-                path, error.strerror, "to " + self._path if self._path else "to stderr")
-            self.say(trouble)
-            if self._file is not None:
-                complain(trouble)
-        self.flush()
-
-    def flush(self):
-        """Write the lines gathered; keep them for later where the disk is full, up to a limit."""
-        if not self._lines and not self._backlog:
-            return
-        data = self._backlog + "".join(self._lines).encode("utf-8", "replace")
-        self._lines = []
-        written = self._write(data)
-        rest = data[written:]
-        if len(rest) > MAX_LOG_BACKLOG:
-            keep = rest.rfind(b"\n", 0, MAX_LOG_BACKLOG) + 1
-            self._lost += rest.count(b"\n", keep)
-            rest = rest[:keep]
-        elif not rest and self._lost:
-            lost, self._lost = self._lost, 0
-            self.say("%d lines were lost while the log could not be written" % lost)
-        self._backlog = rest
-
-    def _use(self, file, path):
-        former, self._file, self._path = self._file, file, path
-        self._regular = file is not None and stat.S_ISREG(os.fstat(file).st_mode)
-        if former is not None:
-            os.close(former)
-
-    def _write(self, data):
-        """Return how many bytes could be written without waiting for anybody."""
-        target, written = 2 if self._file is None else self._file, 0
-        try:
-            while written < len(data):
-                if not self._regular and not _takes_more(target):  # a pipe or terminal that nobody reads
-                    break
-                written += os.write(target, data[written:written + (MAX_LOG_BACKLOG if self._regular else PIPE_BYTES)])
-        except OSError:
-            pass
-        return written
+class ConfigError(Exception):
+    """A configuration is wrong: file, section, key, and what would be right, in one line."""
 
 
-def _takes_more(target):
-    poll = select.poll()
-    poll.register(target, select.POLLOUT)
-    return any(events & select.POLLOUT and not events & select.POLLERR for _, events in poll.poll(0))
+def choice(*words):
+    """Make a parser of one of some words."""
+    def parse(text):
+        if text not in words:
+            raise ValueError("%r is not one of: %s" % (text, ", ".join(words)))
+        return text
+    return parse
 
 
-# ---------------------------------------------------------------- daemon and signals -----------
+def whole_number(lowest, highest):
+    """Make a parser of a whole number, without a sign."""
+    def parse(text):
+        is_number = DIGITS.fullmatch(text) and lowest <= int(text) <= highest
+        if not is_number:
+            raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
+        return int(text)
+    return parse
+
+
+def matching(pattern, example):
+    """Make a parser of what matches a pattern; its error hides the value, which may be secret."""
+    compiled = re.compile(pattern, re.ASCII)
+
+    def parse(text):
+        if not compiled.fullmatch(text):
+            raise ValueError("not right; write it like " + example)
+        return text
+    return parse
+
+
+def listed(parse_item):
+    """Make a parser of a list, its items separated by commas."""
+    def parse(text):
+        return [parse_item(item.strip()) for item in text.split(",")]
+    return parse
+
+
+def optional(parse_text, nothing=""):
+    """Make a parser that takes an empty text too: a fact that would be derived is left out."""
+    def parse(text):
+        return parse_text(text) if text else nothing
+    return parse
+
+
+def resource_id(prefix):
+    """Make a parser of the id of an EC2 resource, in the short form or the long one."""
+    return matching(prefix + "-([0-9a-f]{8}|[0-9a-f]{17})", prefix + "-0123456789abcdef0")
+
+
+def one_line(text):
+    """Take a text for one line."""
+    if not text or not text.isprintable():
+        raise ValueError("empty, or with characters that cannot be shown")
+    return text
+
+
+DIGITS = re.compile("[0-9]{1,9}")
+DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """Return the seconds of "1500ms", "90s", "5m", "6h" or "2d"."""
+    match = re.fullmatch("([0-9]{1,9})(ms|s|m|h|d)", text)
+    if not match:
+        raise ValueError("%r is no duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
+    return int(match.group(1)) * DURATION_UNITS[match.group(2)]
+
+
+def lifetime(text):
+    """Return the seconds of a lifetime of credentials, from a second to a week."""
+    seconds = duration(text)
+    if not 1 <= seconds <= 7 * 86400:
+        raise ValueError("%s is out of range; 1s to 7d" % text)
+    return seconds
+
+
+def timestamp(text: str) -> int:
+    """Return the seconds since the epoch of an ISO 8601 time, without fractions.
+
+    UTC or with an offset. Written out, since datetime.fromisoformat knows no Z before 3.11.
+    """
+    match = re.fullmatch(
+        "([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,][0-9]+)?"
+        "([Zz]|UTC|[+-][0-9]{2}:?[0-9]{2})", text)
+    wrong = ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % (text,))
+    if not match:
+        raise wrong
+    words = " ".join(match.groups()).upper().replace("UTC", "Z")
+    try:
+        return int(datetime.datetime.strptime(words, "%Y-%m-%d %H:%M:%S %z").timestamp())
+    except (ValueError, OverflowError):
+        raise wrong
+
+
+def when(text: str) -> Callable[[float], float]:
+    """Return a function from a start to the time that "+90s", or a UTC time, means."""
+    if text.startswith("+"):
+        seconds = duration(text[1:])
+        return lambda start: start + seconds
+    try:
+        fixed = timestamp(text)
+    except ValueError:
+        raise ValueError("%r is no time; write +90s (after start or reload) "
+                         "or 2026-12-01T08:00:00Z" % text)
+    return lambda start: fixed
+
+
+def ipv4(text):
+    """Return the usual form of an IPv4 address."""
+    return ip_address(text, ipaddress.IPv4Address, "IPv4")
+
+
+def ipv6(text):
+    """Return the usual form of an IPv6 address."""
+    return ip_address(text, ipaddress.IPv6Address, "IPv6")
+
+
+def ip_address(text, make, kind):
+    """Return the usual form of an address."""
+    try:
+        if "%" in text:  # fe80::1%eth0, which Python takes since 3.9
+            raise ValueError("with a zone")
+        return str(make(text))
+    except ValueError:
+        raise ValueError("%r is no %s address" % (text, kind))
+
+
+def ipv4_block(text):
+    """Take a block of IPv4 addresses, 10.0.0.0/16."""
+    return ip_block(text, ipaddress.IPv4Network, "10.0.0.0/16")
+
+
+def ipv6_block(text):
+    """Take a block of IPv6 addresses, 2001:db8::/56."""
+    return ip_block(text, ipaddress.IPv6Network, "2001:db8::/56")
+
+
+def ip_block(text, make, example):
+    """Take a block of addresses in its usual form."""
+    try:
+        usual = str(make(text, strict=False))
+    except ValueError:
+        raise ValueError("%r is no block of addresses; write it like %s" % (text, example))
+    if usual != text:
+        raise ValueError("%r is no block of addresses; did you mean %s?" % (text, usual))
+    return text
+
+
+BIND_FORMS = (
+    re.compile(r"\[(?P<host>[\w.%:-]+)\](:(?P<port>[0-9]{0,5}))?", re.ASCII),  # [IPV6]:PORT
+    re.compile(r"(?P<host>[\w.%-]+)(:(?P<port>[0-9]{0,5}))?", re.ASCII),  # HOST:PORT
+    re.compile(r"(?P<host>[\w.%-]*:[\w.%-]*:[\w.%:-]*)(?P<port>)", re.ASCII),  # IPV6
+)
+
+
+def bind_address(text: str) -> Tuple[str, int]:
+    """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
+    for form in BIND_FORMS:
+        match = form.fullmatch(text)
+        if match:
+            host, port = match["host"], int(match["port"] or DEFAULT_BIND[1])
+            if ":" in host:
+                ipv6(host.partition("%")[0])
+            if port <= 65535:
+                return host, port
+    raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
+
+
+def probability(text):
+    """Return a number above 0 and up to 1."""
+    if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
+        raise ValueError("%r is no probability; write a number such as 0.2, up to 1" % text)
+    return float(text)
+
+
+def spot_interruption(text):
+    """Return (when, action) of "WHEN terminate"; the notice appears at WHEN."""
+    at, action = words_of(text, 2, "+90s terminate")
+    return when(at), choice("terminate", "stop", "hibernate")(action)
+
+
+def maintenance(text):
+    """Return a Maintenance for each "WHEN CODE FROM TO [completed|canceled WHEN]"."""
+    return [one_maintenance(item) for item in text.split(",")]
+
+
+def one_maintenance(text):
+    """Return the Maintenance of one event; it is completed at its end unless it says otherwise."""
+    words = text.split()
+    if len(words) == 4:
+        text += " completed " + words[3]
+    at, code, not_before, not_after, state, over = words_of(
+        text, 6, "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
+    return Maintenance(
+        when(at), choice(*MAINTENANCE)(code), when(not_before), when(not_after),
+        choice("completed", "canceled")(state), when(over))
+
+
+def lifecycle_states(text):
+    """Return [(when, state)] of "[WHEN] STATE, WHEN STATE, ..."."""
+    states = []
+    for item in text.split(","):
+        if len(item.split()) == 1:
+            item = "+0s " + item
+        at, state = words_of(item, 2, "InService, +120s Terminated")
+        states.append((when(at), choice(*LIFECYCLE_STATES)(state)))
+    return states
+
+
+def words_of(text, count, example):
+    """Split a text into words, of which there must be so many."""
+    words = text.split()
+    if len(words) != count:
+        raise ValueError("%r is not understood; write it like: %s" % (text.strip(), example))
+    return words
+
+
+# What a fault does -> parser of the word behind it; None: there is none. In the order in which
+# they take effect, where one line has several.
+FAULT_ACTIONS = {
+    "delay": duration,
+    "reset": None,
+    "no-answer": None,
+    "status": whole_number(400, 599),
+    "refuse-token": None,
+    "code": matching("[A-Za-z][A-Za-z0-9.]*", "AssumeRoleUnauthorizedAccess"),
+    "expired": None,
+}
+
+# When it does so, and how often.
+FAULT_LIMITS = {
+    "from": when,
+    "for": duration,
+    "times": whole_number(1, 999999999),
+    "probability": probability,
+}
+
+
+def fault_line(text):
+    """Return {"path": PATH, "actions": {ACTION: value}, LIMIT: value} of a line of [faults]."""
+    path, *words = text.split() or [""]
+    if not path.startswith("/"):
+        raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
+    known = {**FAULT_ACTIONS, **FAULT_LIMITS}
+    found, rest = {}, iter(words)
+    for word in rest:
+        if word not in known or word in found:
+            raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(known)))
+        found[word] = known[word](next(rest, "")) if known[word] else True
+    actions = {action: found.pop(action) for action in FAULT_ACTIONS if action in found}
+    if not actions:
+        raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
+    return {"path": path, "actions": actions, **found}
+
+
+ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
+TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@-]{1,128}")
+METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
+
+one_host = matching(r"[\w:.-]*\w", "imds.example.com")
+one_secret = matching(SECRET.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+one_device = matching(r"\w+", "sdf")
+
+# Keys of [instance] and [interface NAME] -> (parser, default). A default of None: derived from
+# other facts; an empty one: nothing, which may also be written as an empty value.
+INTERFACE_SETTINGS = {
+    "mac": (matching("([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"), None),
+    "interface-id": (resource_id("eni"), None),
+    "local-ipv4": (optional(listed(ipv4), []), None),
+    "local-hostname": (optional(one_host), None),
+    "public-ipv4": (optional(ipv4), None),
+    "public-hostname": (optional(one_host), None),
+    "ipv6": (listed(ipv6), []),
+    "security-groups": (listed(one_line), None),
+    "security-group-ids": (listed(resource_id("sg")), None),
+    "subnet-id": (resource_id("subnet"), None),
+    "subnet-ipv4-cidr-block": (ipv4_block, None),
+    "subnet-ipv6-cidr-blocks": (listed(ipv6_block), None),
+    "vpc-id": (resource_id("vpc"), None),
+    "vpc-ipv4-cidr-blocks": (listed(ipv4_block), None),
+    "vpc-ipv6-cidr-blocks": (listed(ipv6_block), None),
+    "ipv4-prefix": (listed(ipv4_block), []),
+    "ipv6-prefix": (listed(ipv6_block), []),
+    "network-card": (whole_number(0, 64), ""),
+}
+
+# Keys of [credentials] and [role NAME].
+SOURCE_SETTINGS = {
+    "source": (choice(*SOURCES), "generate"),
+    "lifetime": (lifetime, 6 * 3600),
+    "access-key-id": (matching(r"[\w-]{3,128}", "ASIAIOSFODNN7EXAMPLE"), ""),
+    "secret-access-key": (one_secret, ""),
+    "session-token": (one_secret, ""),
+    "profile": (one_line, "default"),
+    "file": (one_line, ""),
+    "command": (one_line, ""),
+    "timeout": (duration, 30),
+}
+
+# Section -> key -> (parser, default). "*" is any key. A section with NAME may stand several
+# times, each with a name of its own.
+SETTINGS = {
+    "server": {
+        "bind": (bind_address, ""),
+        "log": (one_line, ""),
+        "allowed-hosts": (listed(one_host), []),
+    },
+    "metadata-options": {
+        "http-tokens": (choice("optional", "required"), "optional"),
+        "http-endpoint": (choice("enabled", "disabled"), "enabled"),
+        "http-put-response-hop-limit": (whole_number(1, 64), 1),
+        "instance-metadata-tags": (choice("enabled", "disabled"), "disabled"),
+    },
+    "instance": {
+        "instance-id": (resource_id("i"), None),
+        "instance-type": (matching(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"), "t3.micro"),
+        "instance-life-cycle":
+            (choice("on-demand", "spot", "scheduled", "capacity-block"), None),
+        "architecture": (choice("x86_64", "arm64", "i386"), None),
+        "system": (choice("nitro", "xen", "xen-on-nitro"), None),
+        "ami-id": (resource_id("ami"), None),
+        "reservation-id": (resource_id("r"), None),
+        "account-id": (matching("[0-9]{12}", "123456789012"), "123456789012"),
+        "availability-zone": (matching(ZONE.pattern, "us-east-1a"), "us-east-1a"),
+        "availability-zone-id":
+            (matching(r"[a-z0-9]+(-[a-z]+[0-9])?(-[a-z]+)?-(az|wlz)[0-9]+", "use1-az1"), None),
+        "launch-time": (timestamp, None),
+        "key-name": (one_line, ""),
+        "public-key": (optional(matching(
+            r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?",
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name")), None),
+        "kernel-id": (resource_id("aki"), ""),
+        "ramdisk-id": (resource_id("ari"), ""),
+        "product-codes": (listed(one_line), []),
+        "billing-products": (listed(one_line), []),
+        "root-device": (matching(r"/dev/\w+", "/dev/xvda"), "/dev/xvda"),
+        "ebs-volumes": (listed(one_device), []),
+        "ephemeral-volumes": (listed(one_device), []),
+        **INTERFACE_SETTINGS,
+    },
+    "interface NAME": {
+        "device-number": (whole_number(1, 64), None),
+        **INTERFACE_SETTINGS,
+    },
+    "credentials": {
+        "role": (optional(matching(ROLE_NAME.pattern, "BaseIAMRole")), "BaseIAMRole"),
+        "extended": (choice("yes", "no"), "no"),
+        **SOURCE_SETTINGS,
+    },
+    "role NAME": SOURCE_SETTINGS,
+    "container": {
+        "authorization-token": (matching("[ -~]+", "letters without accents"), ""),
+    },
+    "tags": {"*": (str, "")},
+    "metadata": {"*": (str, "")},
+    "user-data": {
+        "file": (one_line, ""),
+        "text": (str, ""),
+    },
+    "events": {
+        "spot-interruption": (spot_interruption, ""),
+        "rebalance-recommendation": (when, ""),
+        "scheduled-maintenance": (maintenance, []),
+        "target-lifecycle-state": (lifecycle_states, []),
+    },
+    "faults": {"*": (fault_line, None)},
+}
+
+# Section with any key -> what its keys must match, and how to say so.
+KEY_FORMS = {
+    "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@"),
+    "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id"),
+}
+
+# Keys that [instance] had before 1.1 -> the path that each of them filled.
+FORMER_KEYS = {
+    "ami-launch-index": "ami-launch-index",
+    "ami-manifest-path": "ami-manifest-path",
+    "ancestor-ami-ids": "ancestor-ami-ids",
+    "hibernation": "hibernation/configured",
+    "host-id": "placement/host-id",
+    "instance-action": "instance-action",
+    "monitoring": "/latest/dynamic/fws/instance-monitoring",
+    "partition-number": "placement/partition-number",
+    "placement-group": "placement/group-name",
+    "swap-device": "block-device-mapping/swap",
+}
+
+
+def load_config(
+    path: Optional[str] = None, environ: Dict[str, str] = os.environ
+) -> Dict[str, Dict[str, Any]]:
+    """Read and check a configuration file; return {section: {key: value}}, defaults filled in.
+
+    A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the
+    defaults. Raises ConfigError.
+    """
+    config = {kind: default_settings(kind) for kind in SETTINGS if not kind.endswith(" NAME")}
+    sections = read_sections(path) if path else {}
+    for section, pairs in sections.items():
+        config[section] = check_section(path, section, pairs)
+    for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"),
+                          ("public-ipv4", "EC2_LOCAL_IPV4")):
+        if environ.get(variable):
+            parser, _ = SETTINGS["instance"][key]
+            config["instance"][key] = check_value(
+                "environment", "instance", variable, parser, environ[variable])
+    return config
+
+
+def default_settings(kind):
+    """Return the defaults of a kind of section."""
+    return {key: default for key, (_, default) in SETTINGS[kind].items() if key != "*"}
+
+
+def read_sections(path):
+    """Read a file into {section: {key: text}}. Raises ConfigError."""
+    parser = configparser.RawConfigParser(
+        delimiters=("=",), comment_prefixes=("#", ";"), strict=True, default_section="",
+        empty_lines_in_values=False)
+    parser.optionxform = str  # keys keep their case
+    try:
+        parser.read_string(read_file(path).decode("utf-8-sig"), path)
+    except OSError as error:
+        raise ConfigError("%s: %s" % (path, error.strerror))
+    except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
+        key = shown_key(getattr(error, "option", ""))
+        raise ConfigError("%s: [%s] %s: stands there twice, line %d" % (
+            path, error.section, key, error.lineno))
+    except configparser.ParsingError as error:  # its own text shows the line, a secret maybe
+        line = getattr(error, "lineno", 0) or error.errors[0][0]
+        raise ConfigError("%s: line %d is neither a [section] nor key = value" % (path, line))
+    except UnicodeDecodeError:
+        raise ConfigError("%s: is not UTF-8" % path)
+    return {section: dict(parser.items(section)) for section in parser.sections()}
+
+
+def check_section(path, section, pairs):
+    """Check the keys and values of a section; return them beside the defaults of the others."""
+    kind = section if section in SETTINGS else re.sub(" .+", " NAME", section)
+    if kind not in SETTINGS:
+        raise ConfigError("%s: [%s]: unknown section%s" % (
+            path, section, nearest(section, SETTINGS)))
+    settings = default_settings(kind)
+    for key, text in pairs.items():
+        parser, default = check_key(path, section, key, text, SETTINGS[kind])
+        if not text and default is not None and not default:
+            settings[key] = default
+        else:
+            settings[key] = check_value(path, section, key, parser, text)
+    if "source" in settings:
+        check_source(path, section, settings)
+    return settings
+
+
+def check_key(path, section, key, text, known):
+    """Return the (parser, default) of a key. Raises ConfigError."""
+    if key in known and key != "*":
+        return known[key]
+    if section == "instance" and key in FORMER_KEYS:
+        raise ConfigError("%s: [instance] %s: is no key any more; write in [metadata]: %s" % (
+            path, key, metadata_line(FORMER_KEYS[key], text)))
+    if "*" not in known:
+        raise ConfigError("%s: [%s] %s: unknown key%s" % (
+            path, section, shown_key(key), nearest(key, known)))
+    if section in KEY_FORMS:
+        pattern, hint = KEY_FORMS[section]
+        if not pattern.fullmatch(key):
+            raise ConfigError("%s: [%s] %s: %s" % (path, section, key, hint))
+    return known["*"]
+
+
+def metadata_line(path, text):
+    """Write the line of [metadata] that fills a path; of a list, one item a line."""
+    first, *others = text.split(",")
+    line = "%s = %s" % (path, first)
+    if others:
+        line += ", and indented on a line of its own each of the others"
+    return line
+
+
+def check_value(path, section, key, parser, text):
+    """Return the value of a text. Raises ConfigError with what would be right."""
+    try:
+        return parser(text)
+    except ValueError as error:
+        raise ConfigError("%s: [%s] %s: %s" % (path, section, key, error))
+
+
+def check_source(path, section, settings):
+    """Ask for what a source of credentials needs."""
+    for key in SOURCES[settings["source"]].needs:
+        if not settings[key]:
+            raise ConfigError("%s: [%s] %s: missing; source = %s needs it" % (
+                path, section, key, settings["source"]))
+
+
+def shown_key(key):
+    """Return a key for an error, unless it may be a secret pasted on a line of its own."""
+    word = "[A-Za-z]?[a-z0-9]*"
+    is_harmless = len(key) < 40 and re.fullmatch("%s([_-]%s)*" % (word, word), key)
+    return key if is_harmless else "(a line)"
+
+
+def nearest(name, known):
+    """Name the nearest of what is known, or all of it."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    if near:
+        return "; did you mean %s?" % near[0]
+    return "; known are: " + ", ".join(sorted(known))
+
+
+# ---------------------------------------------------------------- process ---------------------
 
 class Daemon:
-    """The service as a process: its configuration, its credentials, its log, and what signals ask of it."""
+    """The service as a process: configuration, credentials, log, server, and the signals.
 
-    def __init__(self, options, environ=os.environ):
-        self._options, self._environ, self._announced = options, environ, False
-        self._config, self._box = load_config(options.config, environ), box_id()
-        self.clock = Clock()
-        self.log = Log(self.clock, options.log or self._config.server.log)
-        self.address = self._config.server.bind or DEFAULT_BIND
+    `options` are those of the command line: config, log and address. Raises ConfigError, and
+    OSError if it cannot listen.
+    """
+
+    def __init__(self, options: argparse.Namespace, environ: Dict[str, str] = os.environ):
+        self._options = options
+        self._environ = environ
+        self._box = box_id()
+        self._is_ready = False
+        self.config = load_config(options.config, environ)
+        self.log = Log(self._log_path(self.config))
+        self.address = self.config["server"]["bind"] or DEFAULT_BIND
         if options.address is not None:
             self.address = bind_address(options.address)
-        self._rotations = {}
-        self.server = Server(self.address, SessionTokens(session_token_key()), self.log, self.clock)
-        self.server.imds = self._imds()
-        self._signals = {signal.SIGHUP: self._reload, signal.SIGUSR1: self._renew,
-                         signal.SIGTERM: self._stop, signal.SIGINT: self._stop}
+        self.server = Server(self.address, SessionTokens(session_token_key()), self.log)
+        self.credentials = self._make_credentials(self.config)
+        self.server.service = self._make_service(self.config, self.credentials)
+        self._signals = {
+            signal.SIGHUP: self.reload,
+            signal.SIGUSR1: self.rotate,
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+        }
 
-    def run(self):
-        """Serve until TERM or INT. Raises OSError if it cannot listen."""
-        self._catch_signals()
+    def run(self) -> None:
+        """Serve until TERM or INT."""
+        self.catch_signals()
         try:
             self._open()
             self.server.serve_forever()
             self.log.say("stopped")
         finally:
-            for rotation in self._rotations.values():
-                rotation.cancel(wait=1)
-            self.server.server_close()
-            self.log.flush()
-            for number in self._signals:
-                signal.signal(number, signal.SIG_IGN)  # what comes while Python ends must not look like a crash
+            self.close()
+            for number in self._signals:  # one that comes now must not look like a crash
+                signal.signal(number, signal.SIG_IGN)
 
-    def dump(self):
-        """Return every path with its value as it would be served, fetched where it must be."""
-        self._catch_signals()
-        imds, lines = self.server.imds, []
-        self._first_credentials(86400)
-        for rotation in self._rotations.values():
-            rotation.cancel(wait=1)
-        for path in imds.paths():
-            found = imds.find(path)
-            leaf = found if isinstance(found, Leaf) else found.leaf()
-            text = leaf.body.decode("utf-8", "backslashreplace") if leaf else "(no credentials)"
-            lines += [path] + ["    " + line for line in text.split("\n")]
+    def catch_signals(self) -> None:
+        """Have signals noted; what they ask for is done between two rounds of the server."""
+        for number, action in self._signals.items():
+            signal.signal(number, functools.partial(self._note_signal, action))
+
+    def close(self) -> None:
+        """End fetches under way, close all sockets and the log."""
+        for credentials in self.credentials.values():
+            credentials.cancel(wait=1)
+        self.server.server_close()
+        self.log.close()
+
+    def dump(self) -> str:
+        """Write out every path with its value, as it would be served."""
+        self.fetch_first_credentials(patience=86400)
+        lines = []
+        for path in self.server.service.paths():
+            document = self.server.service.find(path).current()
+            text = "(no credentials)"
+            if document:
+                text = document.body.decode("utf-8", "backslashreplace")
+            lines.append(path)
+            lines += ["    " + line for line in text.split("\n")]
         return "\n".join(lines)
 
-    def _imds(self):
-        """Make the service that the configuration describes, with the credentials that it has already."""
-        try:
-            self._rotations = make_rotations(self._config, self.log.say, self.server.post, self._rotations)
-            return Imds(self._config, self._rotations, self._box, (self.address[0],))
-        except ConfigError as error:
-            raise ConfigError("%s: %s" % (self._options.config, error))
-
-    def _catch_signals(self):
-        """Have signals noted, and the server woken; what they ask for is done between two rounds."""
-        for number, act in self._signals.items():
-            signal.signal(number, lambda number, frame, act=act: self.server.post(act))
-
-    def _open(self):
-        """Take the port, fetch the first credentials, open the port and say so."""
-        try:
-            self.server.server_bind()
-            self._first_credentials(FIRST_FETCH_WAIT)
-            if self.server.stopping:
-                return
-            self.server.server_activate()
-        except (OSError, UnicodeError) as error:
-            raise OSError(getattr(error, "errno", None) or errno.EINVAL, "cannot listen on %s port %d: %s" % (
-                *self.address, getattr(error, "strerror", None) or error))
-        self.server.call_later(1, self._tick)
-        self._announce()
-
-    def _first_credentials(self, patience):
-        """Fetch the first credentials and wait for them, so many seconds at most."""
-        self.server.now = time.monotonic()
-        for rotation in self._rotations.values():
-            rotation.refresh()
-        give_up = self.server.now + patience
-        self.server.call_later(patience, lambda: None)  # wakes serve_once at the end of the wait
-        while (any(rotation.pending for rotation in self._rotations.values()) and self.server.now < give_up
-               and not self.server.stopping):
+    def fetch_first_credentials(self, patience: float) -> None:
+        """Fetch credentials for all roles, and wait some seconds for them at most."""
+        for credentials in self.credentials.values():
+            credentials.refresh()
+        give_up = time.monotonic() + patience
+        self.server.call_later(patience, lambda: None)  # so that serve_once ends in time
+        while time.monotonic() < give_up and not self.server.stopping:
+            if not any(credentials.pending for credentials in self.credentials.values()):
+                break
             self.server.serve_once()
 
-    def _announce(self):
-        host, port = self.server.server_address[:2]
-        url = "http://%s:%d/" % ("[%s]" % host if ":" in host else host, port)
-        self.log.say("%s started, process %d" % (VERSION, os.getpid()))
-        if not (host.startswith("127.") or host == "::1"):
-            self.log.say("bound to %s: whoever reaches this address gets the credentials" % host)
-        self.log.say("listening on " + url)
-        if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
-            complain("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
-        self.log.flush()
-        self._announced = True
-        self._tell_supervisor("READY=1")
+    # What signals ask for.
 
-    def _tell_supervisor(self, message):
-        if self._announced:  # before that it would take us for started
-            notify(message, self._environ)
-
-    def _tick(self):
-        self.server.call_later(1, self._tick)
-        for rotation in self._rotations.values():
-            rotation.tick()
-
-    def _reload(self):
-        """Reopen the log and take the configuration as it is now; a bad one is reported and the old one stays."""
+    def reload(self) -> None:
+        """Reopen the log and take the configuration as it is now; a bad one changes nothing."""
         self._tell_supervisor("RELOADING=1")
-        former = self._config, self._rotations
         try:
-            self._config = load_config(self._options.config, self._environ)
-            imds = self._imds()
+            config = load_config(self._options.config, self._environ)
+            credentials = self._make_credentials(config, self.credentials)
+            service = self._make_service(config, credentials)
         except (ConfigError, OSError) as error:
-            self._config, self._rotations = former
-            self.log.reopen(self._options.log or self._config.server.log)
+            self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % error)
         else:
-            self._adopt(imds, former[1])
+            self._adopt(config, credentials, service)
         self._tell_supervisor("READY=1")
 
-    def _adopt(self, imds, former):
-        self.server.imds = imds
-        for role, rotation in former.items():
-            if self._rotations.get(role) is not rotation:
-                rotation.cancel()
-        for role, rotation in self._rotations.items():
-            if former.get(role) is not rotation:
-                rotation.refresh()
-        self.log.reopen(self._options.log or self._config.server.log)
-        self.log.say("reloaded: log reopened, %s" % (
-            "configuration read" if self._options.config else "no configuration to read"))
-        bind = self._config.server.bind
-        if bind and not self._options.address and bind != self.address:
-            self.log.say("bind changed: takes effect at the next restart")
-
-    def _renew(self):
+    def rotate(self) -> None:
         """Make new credentials of all roles now."""
         self.log.say("new credentials asked for")
-        for rotation in self._rotations.values():
-            rotation.refresh()
+        for credentials in self.credentials.values():
+            credentials.refresh()
 
-    def _stop(self):
+    def stop(self) -> None:
+        """Stop accepting, and end when what is in flight is done."""
         if not self.server.stopping:
             self._tell_supervisor("STOPPING=1")
             self.log.say("stopping")
             self.server.stop()
 
+    def _note_signal(self, action, number, frame):
+        self.server.call_soon_threadsafe(action)
 
-def notify(message, environ=os.environ):
-    """Tell the supervisor (sd_notify protocol: systemd, start-stop-daemon --notify-await), if there is one."""
+    def _log_path(self, config):
+        return self._options.log or config["server"]["log"]
+
+    def _make_credentials(self, config, former=None):
+        """Make the credentials of all roles; those whose settings are as before go on."""
+        with self._naming_the_file():
+            return make_credentials(
+                config, self.log.say, self.server.call_soon_threadsafe, former)
+
+    def _make_service(self, config, credentials):
+        """Make the service that a configuration describes."""
+        with self._naming_the_file():
+            return MetadataService(config, credentials, self._box, (self.address[0],))
+
+    @contextlib.contextmanager
+    def _naming_the_file(self):
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError("%s: %s" % (self._options.config, error))
+
+    def _open(self):
+        """Take the port, fetch the first credentials, open the port and say so."""
+        try:
+            self.server.server_bind()
+            self.fetch_first_credentials(FIRST_FETCH_WAIT)
+            if self.server.stopping:
+                return
+            self.server.server_activate()
+        except (OSError, UnicodeError) as error:
+            code = getattr(error, "errno", None) or errno.EINVAL
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
+        self._refresh_credentials()
+        self._announce()
+
+    def _refresh_credentials(self):
+        """Look each second whether credentials are due."""
+        self.server.call_later(1, self._refresh_credentials)
+        for credentials in self.credentials.values():
+            credentials.refresh_if_needed()
+
+    def _announce(self):
+        address, port = self.server.server_address[:2]
+        url = "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
+        self.log.say("%s started, process %d" % (VERSION, os.getpid()))
+        if not (address.startswith("127.") or address == "::1"):
+            self.log.say(
+                "bound to %s: whoever reaches this address gets the credentials" % address)
+        self.log.say("listening on " + url)
+        if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
+            warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
+        self.log.flush()
+        self._is_ready = True
+        self._tell_supervisor("READY=1")
+
+    def _tell_supervisor(self, message):
+        if self._is_ready:  # before that it would take us for started
+            notify(message, self._environ)
+
+    def _adopt(self, config, credentials, service):
+        """Put what a reload has made in the place of the old."""
+        former, self.credentials = self.credentials, credentials
+        self.config = config
+        self.server.service = service
+        for role, old in former.items():
+            if credentials.get(role) is not old:
+                old.cancel()
+        for role, new in credentials.items():
+            if former.get(role) is not new:
+                new.refresh()
+        self.log.reopen(self._log_path(config))
+        read = "configuration read" if self._options.config else "no configuration to read"
+        self.log.say("reloaded: log reopened, %s" % read)
+        bind = config["server"]["bind"]
+        if bind and not self._options.address and bind != self.address:
+            self.log.say("bind changed: takes effect at the next restart")
+
+
+def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
+    """Tell the supervisor, if there is one: systemd, or start-stop-daemon --notify-await.
+
+    The protocol is that of sd_notify(3).
+    """
     address = environ.get("NOTIFY_SOCKET")
     if not address:
         return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
     try:
-        messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            messenger.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        finally:
-            messenger.close()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+            messenger.sendto(message.encode(), address)
     except OSError:  # nobody listens any more
         pass
 
 
-# ---------------------------------------------------------------- main -------------------------
+# ---------------------------------------------------------------- main ------------------------
 
-def fill_standard_files():
-    """Open /dev/null where stdin, stdout or stderr are closed: a socket of ours would get what is written there."""
-    while True:
-        number = os.open(os.devnull, os.O_RDWR)
-        if number > 2:
-            os.close(number)
-            return
-
-
-USAGE = """usage: fake_metadata.py [OPTIONS] [HOST | HOST:PORT]
-
-Fake EC2 instance metadata service for a development box; listens on 127.0.0.1:8000 unless told otherwise.
-
-  --config FILE   read this configuration; without it nothing is read
-  --log FILE      log to this file; without it to stderr
-  --test-config   check the configuration, exit 0 or 1
-  --dump          print every path and value as they would be served
-  --version       print the version
-  --help          print this
-"""
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fake_metadata.py", allow_abbrev=False,
+        description="Fake EC2 instance metadata service for a development box.")
+    parser.add_argument("address", metavar="HOST | HOST:PORT", nargs="?",
+                        help="where to listen; 127.0.0.1:8000 unless told otherwise")
+    parser.add_argument("--config", metavar="FILE",
+                        help="read this configuration; without it nothing is read")
+    parser.add_argument("--log", metavar="FILE", help="log to this file; without it to stderr")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--test-config", action="store_true",
+                        help="check the configuration, exit 0 or 1")
+    action.add_argument("--dump", action="store_true",
+                        help="print every path and value as they would be served")
+    parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
+    return parser
 
 
-class Options:
-    """What a command line asks for; by hand, since argparse takes 6 ms of each start. Raises ValueError."""
-
-    def __init__(self, arguments):
-        self.config = self.log = self.address = None
-        self.action = "run"
-        rest = iter(arguments)
-        for word in rest:
-            name, equals, value = word.partition("=")
-            if name in ("--config", "--log"):
-                setattr(self, name[2:], value if equals else next(rest, ""))
-                if not getattr(self, name[2:]):
-                    raise ValueError("%s needs a file" % name)
-            elif word in ("--test-config", "--dump", "--version", "--help", "-h"):
-                self.action = word.lstrip("-")
-            elif word.startswith("-") or self.address is not None:
-                raise ValueError("%s is not understood" % word)
-            else:
-                self.address = word
-
-
-def main(arguments=None):
-    """Run the command line; return its exit code."""
-    fill_standard_files()
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run a command line; return its exit code."""
+    open_standard_files()
+    options = make_parser().parse_args(argv)
     try:
-        options = Options(sys.argv[1:] if arguments is None else arguments)
-    except ValueError as error:
-        sys.stderr.write("%s\nfake-metadata: %s\n" % (USAGE, error))
-        return 2
-    if options.action in ("help", "h", "version"):
-        sys.stdout.write("fake-metadata %s\n" % VERSION if options.action == "version" else USAGE)
-        return 0
-    try:
-        if options.action != "run":
-            options.log = os.devnull
-        daemon = Daemon(options)
-        if options.action == "test-config":
-            print("%s: configuration ok" % (options.config or "no file"))
-        elif options.action == "dump":
-            sys.stdout.buffer.write(daemon.dump().encode() + b"\n")
+        if options.test_config:
+            test_config(options)
+        elif options.dump:
+            dump(options)
         else:
-            daemon.run()
+            Daemon(options).run()
         return 0
     except (ConfigError, ValueError, OSError) as error:
-        complain(getattr(error, "strerror", None) or str(error))
-        notify("ERRNO=%d" % abs(getattr(error, "errno", None) or errno.EINVAL))  # those of a resolver are negative
-    return 1
+        warn(getattr(error, "strerror", None) or str(error))
+        code = getattr(error, "errno", None) or errno.EINVAL
+        notify("ERRNO=%d" % abs(code))  # those of a resolver are negative
+        return 1
+
+
+def test_config(options):
+    """Check everything that a start would check."""
+    options.log = os.devnull
+    Daemon(options).close()
+    print("%s: configuration ok" % (options.config or "no file"))
+
+
+def dump(options):
+    """Print every path and value as they would be served."""
+    options.log = os.devnull
+    daemon = Daemon(options)
+    daemon.catch_signals()
+    try:
+        text = daemon.dump()
+    finally:
+        daemon.close()
+    sys.stdout.buffer.write(text.encode() + b"\n")
+
+
+def open_standard_files():
+    """Open /dev/null where stdin, stdout or stderr is closed: a socket could take its place."""
+    while True:
+        file = os.open(os.devnull, os.O_RDWR)
+        if file > 2:
+            os.close(file)
+            return
 
 
 if __name__ == "__main__":

@@ -53,12 +53,13 @@ def load(tmp_path):
 
 
 @pytest.fixture
-def make_imds(load, clock):
-    """Make the Imds that the text of a configuration describes, by the clock of the test."""
+def make_metadata(load, clock):
+    """Make the MetadataService that the text of a configuration describes, by the test's clock."""
     def make(text="", box="a box"):
         config = load(text)
-        rotations = fake_metadata.make_rotations(config, lambda words: None, lambda callback: callback())
-        return fake_metadata.Imds(config, rotations, box, clock=clock)
+        credentials = fake_metadata.make_credentials(
+            config, lambda words: None, lambda callback: callback())
+        return fake_metadata.MetadataService(config, credentials, box, clock=clock)
     return make
 
 

@@ -438,7 +438,6 @@ availability-zone = eu-central-1b
 instance-type = m5.large
 public-ipv4 = 203.0.113.77
 key-name = my-key
-placement-group = together
 [interface eth1]
 local-ipv4 = 172.31.9.9
 [metadata-options]

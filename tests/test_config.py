@@ -10,7 +10,7 @@ STATIC = "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n
 DEFAULTS = [
     ("server", "bind", ""),
     ("server", "log", ""),
-    ("server", "allowed-hosts", ""),
+    ("server", "allowed-hosts", []),
     ("metadata-options", "http-tokens", "optional"),
     ("metadata-options", "http-endpoint", "enabled"),
     ("metadata-options", "http-put-response-hop-limit", 1),
@@ -39,7 +39,8 @@ GOOD = [
     ("server", "bind", "[fd00:ec2::254]:80", ("fd00:ec2::254", 80)),
     ("server", "bind", "127.0.0.1:65535", ("127.0.0.1", 65535)),
     ("server", "log", "/mnt/logs/fake-metadata/server.log", "/mnt/logs/fake-metadata/server.log"),
-    ("server", "allowed-hosts", "imds.example.com, box,10.0.0.7", "imds.example.com\nbox\n10.0.0.7"),
+    ("server", "allowed-hosts", "imds.example.com, box,10.0.0.7",
+     ["imds.example.com", "box", "10.0.0.7"]),
     ("metadata-options", "http-tokens", "required", "required"),
     ("metadata-options", "http-endpoint", "disabled", "disabled"),
     ("metadata-options", "http-put-response-hop-limit", "64", 64),
@@ -49,8 +50,6 @@ GOOD = [
     ("instance", "instance-type", "u-12tb1.112xlarge", "u-12tb1.112xlarge"),
     ("instance", "instance-life-cycle", "capacity-block", "capacity-block"),
     ("instance", "architecture", "arm64", "arm64"),
-    ("instance", "ami-launch-index", "0", 0),
-    ("instance", "ancestor-ami-ids", "ami-11111111, ami-22222222", "ami-11111111\nami-22222222"),
     ("instance", "account-id", "000000000001", "000000000001"),
     ("instance", "availability-zone", "eu-central-1b", "eu-central-1b"),
     ("instance", "availability-zone", "us-gov-west-1a", "us-gov-west-1a"),
@@ -65,18 +64,18 @@ GOOD = [
     ("instance", "launch-time", "2026-12-01T09:30:00+01:30", 1796112000),
     ("instance", "key-name", "my key", "my key"),
     ("instance", "public-key", "ssh-ed25519 AAAAC3Nza my key", "ssh-ed25519 AAAAC3Nza my key"),
-    ("instance", "partition-number", "7", 7),
-    ("instance", "product-codes", "3iplms73etrdhxdepv72l6ywj", "3iplms73etrdhxdepv72l6ywj"),
+    ("instance", "product-codes", "3iplms73etrdhxdepv72l6ywj",
+     ["3iplms73etrdhxdepv72l6ywj"]),
     ("instance", "root-device", "/dev/sda1", "/dev/sda1"),
-    ("instance", "ebs-volumes", "sdf, sdg", "sdf\nsdg"),
-    ("instance", "local-ipv4", "10.0.0.5, 10.0.0.6", "10.0.0.5\n10.0.0.6"),
-    ("instance", "local-ipv4", "", ""),
+    ("instance", "ebs-volumes", "sdf, sdg", ["sdf", "sdg"]),
+    ("instance", "local-ipv4", "10.0.0.5, 10.0.0.6", ["10.0.0.5", "10.0.0.6"]),
+    ("instance", "local-ipv4", "", []),
     ("instance", "public-ipv4", "", ""),
-    ("instance", "ipv6", "2001:DB8:0:0::2", "2001:db8::2"),
+    ("instance", "ipv6", "2001:DB8:0:0::2", ["2001:db8::2"]),
     ("instance", "mac", "0e:ff:d5:40:fe:7d", "0e:ff:d5:40:fe:7d"),
-    ("instance", "security-groups", "default, web servers", "default\nweb servers"),
+    ("instance", "security-groups", "default, web servers", ["default", "web servers"]),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/20", "10.0.0.0/20"),
-    ("instance", "ipv6-prefix", "2001:db8:0:1::/80", "2001:db8:0:1::/80"),
+    ("instance", "ipv6-prefix", "2001:db8:0:1::/80", ["2001:db8:0:1::/80"]),
     ("interface eth1", "device-number", "3", 3),
     ("interface eth1", "interface-id", "eni-0123456789abcdef0", "eni-0123456789abcdef0"),
     ("credentials", "role", "", ""),
@@ -133,11 +132,8 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("instance", "launch-time", "2026-12-01T08:00:00", "2026-12-01T08:00:00Z"),
     ("instance", "launch-time", "1796112000", "2026-12-01T08:00:00Z"),
     ("instance", "public-key", "not a key", "ssh-ed25519"),
-    ("instance", "partition-number", "8", "from 1 to 7"),
-    ("instance", "hibernation", "yes", "true, false"),
     ("instance", "root-device", "xvda", "/dev/xvda"),
     ("instance", "ebs-volumes", "/dev/sdf", "sdf"),
-    ("instance", "monitoring", "detailed", "enabled, disabled"),
     ("instance", "local-ipv4", "10.0.0.256", "IPv4"),
     ("instance", "local-ipv4", "10.0.0", "IPv4"),
     ("instance", "local-ipv4", "::1", "IPv4"),
@@ -148,9 +144,13 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("instance", "mac", "0e-ff-d5-40-fe-7d", "0e:ff:d5:40:fe:7d"),
     ("instance", "local-hostname", "two words", "imds.example.com"),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.5/20", "10.0.0.0/20"),
-    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0", "from 0 to 32"),
-    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/33", "from 0 to 32"),
-    ("instance", "subnet-ipv6-cidr-blocks", "2001:db8::/129", "from 0 to 128"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0", "10.0.0.0/32"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/33", "10.0.0.0/16"),
+    ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/255.255.0.0", "10.0.0.0/16"),
+    ("instance", "subnet-ipv4-cidr-block", "2001:db8::/32", "10.0.0.0/16"),
+    ("instance", "subnet-ipv6-cidr-blocks", "2001:db8::/129", "2001:db8::/56"),
+    ("instance", "subnet-ipv6-cidr-blocks", "2001:DB8::/56", "2001:db8::/56"),
+    ("instance", "ipv6", "fe80::1%eth0", "IPv6"),
     ("interface eth1", "local-ipv4", "10.0.0.256", "IPv4"),
     ("interface eth1", "device-number", "0", "from 1 to 64"),
     ("interface eth1", "mac", "none", "0e:ff:d5:40:fe:7d"),
@@ -197,7 +197,7 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("faults", "x", "/latest/* status", "from 400 to 599"),
     ("faults", "x", "/latest/* status 200", "from 400 to 599"),
     ("faults", "x", "/latest/* status 600", "from 400 to 599"),
-    ("faults", "x", "/latest/* explode", "status, delay, reset"),
+    ("faults", "x", "/latest/* explode", "delay, reset, no-answer, status"),
     ("faults", "x", "/latest/* delay", "90s"),
     ("faults", "x", "/latest/* reset times 0", "from 1 to 999999999"),
     ("faults", "x", "/latest/* reset times many", "from 1 to 999999999"),
@@ -221,7 +221,8 @@ UNKNOWN = [  # text, what the error must say
     ("[interface]\n", "[interface]"),
     ("[role]\n", "[role]"),
     ("[server]\nallowed-host = x\n", "[server] allowed-host: unknown key; did you mean allowed-hosts?"),
-    ("[server]\nport = 80\n", "[server] port: unknown key; known are: allowed-hosts, bind, log"),
+    ("[server]\nport = 80\n",
+     "[server] port: unknown key; known are: allowed-hosts, bind, log"),
     ("[instance]\ninstance_id = i-1234abcd\n", "[instance] instance_id: unknown key; did you mean instance-id?"),
     ("[instance]\nInstance-Id = i-1234abcd\n", "[instance] Instance-Id: unknown key; did you mean instance-id?"),
     ("[instance]\nregion = us-east-1\n", "[instance] region: unknown key"),
@@ -240,18 +241,7 @@ CONFLICTS = [  # text, section and key that the error must name
     ("[role BaseIAMRole]\n", "[role BaseIAMRole]"),
     ("[role two words]\n", "[role two words]"),
     ("[role a]\n[role  a]\n", "[role  a]"),
-    ("[instance]\nlocal-ipv4 = 10.0.0.5\nsubnet-ipv4-cidr-block = 10.1.0.0/20\n", "[instance] local-ipv4: "),
-    ("[instance]\nlocal-ipv4 = 10.0.0.5, 10.0.64.6\n", "[instance] local-ipv4: "),
-    ("[instance]\nsubnet-ipv4-cidr-block = 10.0.0.0/20\nlocal-ipv4 = 10.0.0.5\nvpc-ipv4-cidr-blocks = 10.9.0.0/16\n",
-     "[instance] subnet-ipv4-cidr-block: "),
-    ("[instance]\nipv6 = 2001:db8::5\nsubnet-ipv6-cidr-blocks = 2001:db8:1::/64\n", "[instance] ipv6: "),
     ("[instance]\nmac = 0e:00:00:00:00:01\n[interface eth1]\nmac = 0e:00:00:00:00:01\n", "[interface eth1] mac: "),
-    ("[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 10.0.0.5\n", "[interface eth1] local-ipv4: "),
-    ("[interface eth1]\ndevice-number = 1\n[interface eth2]\ndevice-number = 1\n", "[interface eth2] device-number: "),
-    ("[interface eth1]\npublic-ipv4 = 203.0.113.9\n[interface eth2]\npublic-ipv4 = 203.0.113.9\n",
-     "[interface eth2] public-ipv4: "),
-    ("[interface eth1]\ninterface-id = eni-1234abcd\n[interface eth2]\ninterface-id = eni-1234abcd\n",
-     "[interface eth2] interface-id: "),
     ("[interface eth1]\n[interface eth1]\n", "[interface eth1]"),
     ("[server]\nlog = /a\nlog = /b\n", "[server] log: "),
     ("[instance]\npublic-key = ssh-ed25519 AAAAC3Nza\n", "[instance] public-key: "),
@@ -263,6 +253,19 @@ CONFLICTS = [  # text, section and key that the error must name
     ("[user-data]\nfile = /nowhere/user-data\n", "[user-data] file: "),
     ("[user-data]\nfile = /\n", "[user-data] file: "),
     ("[user-data]\ntext = %s\n" % ("x" * 16385), "[user-data] "),
+]
+
+FORMER = [  # key and value that [instance] once took, the line of [metadata] that replaces it
+    ("ami-launch-index = 3", "ami-launch-index = 3"),
+    ("ami-manifest-path = a/b.xml", "ami-manifest-path = a/b.xml"),
+    ("ancestor-ami-ids = ami-11111111", "ancestor-ami-ids = ami-11111111"),
+    ("hibernation = true", "hibernation/configured = true"),
+    ("host-id = h-0123456789abcdef0", "placement/host-id = h-0123456789abcdef0"),
+    ("instance-action = shutdown", "instance-action = shutdown"),
+    ("monitoring = enabled", "/latest/dynamic/fws/instance-monitoring = enabled"),
+    ("partition-number = 7", "placement/partition-number = 7"),
+    ("placement-group = my group", "placement/group-name = my group"),
+    ("swap-device = sdb", "block-device-mapping/swap = sdb"),
 ]
 
 LEAKS = [
@@ -331,6 +334,35 @@ def test_conflict(check, text, place):
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("line, replacement", FORMER)
+def test_former_key(check, make_metadata, line, replacement):
+    """A key that is gone is refused with the line of [metadata] that replaces it, and does."""
+    code, said = check("[instance]\n%s\n" % line)
+    key, value = line.split(" = ")
+
+    assert code == 1
+    assert said == ("fake-metadata: FILE: [instance] %s: is no key any more; "
+                    "write in [metadata]: %s\n" % (key, replacement))
+    path = replacement.split(" = ")[0]
+    full_path = path if path.startswith("/") else "/latest/meta-data/" + path
+    assert make_metadata("[metadata]\n" + replacement).find(full_path).body == value.encode()
+
+
+def test_former_key_with_a_list(check):
+    """A list that stood in one line is one item a line in [metadata]."""
+    _, said = check("[instance]\nancestor-ami-ids = ami-11111111, ami-22222222\n")
+
+    assert "ancestor-ami-ids = ami-11111111, and indented on a line of its own each of" in said
+
+
+def test_all_defaults_are_those_that_a_parser_gives(load):
+    """A default that is no fact to derive and not empty is what its parser would make of it."""
+    for kind, keys in fake_metadata.SETTINGS.items():
+        for key, (parser, default) in keys.items():
+            if isinstance(default, str) and default:
+                assert parser(default) == default, (kind, key)
+
+
 @pytest.mark.parametrize("text", LEAKS)
 def test_error_shows_no_secret(check, text):
     """An error shows no part of a secret, wherever it stands."""
@@ -394,7 +426,7 @@ def test_named_sections_stand_beside_each_other(load):
     """Each [interface NAME] and [role NAME] is a section of its own, with the defaults of its kind."""
     config = load("[interface eth1]\nipv6 = 2001:db8::1\n[interface eth2]\n[role build]\nlifetime = 1h\n[role test]\n")
 
-    assert [config[name]["ipv6"] for name in ("interface eth1", "interface eth2")] == ["2001:db8::1", ""]
+    assert [config[name]["ipv6"] for name in ("interface eth1", "interface eth2")] == [["2001:db8::1"], []]
     assert [config[name]["lifetime"] for name in ("role build", "role test")] == [3600, 21600]
 
 

@@ -11,7 +11,9 @@ import time
 import pytest
 
 import fake_metadata
-from fake_metadata import Credentials, Keys, Live, Rotation, SourceError, generate, process, profile, static
+from fake_metadata import (
+    Credentials, Keys, RefreshableCredentials, RotatingDocument, SourceError, container_document,
+    credentials_document, generate, process, profile, static)
 from service import wait_for
 
 HOUR, DAY = 3600, 86400
@@ -20,23 +22,14 @@ KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "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"
 TOKEN = "IQoJb3JpZ2luX2VjEXAMPLE=="
 NUMBERS = iter(range(1000))
+NEVER = threading.Event()  # a fetch that nobody cancels
+DEFAULTS = fake_metadata.default_settings("role NAME")
 
 
 def keys(expiration=None, key_id=None):
     """Return whole keys, other ones each time."""
     number = next(NUMBERS)
     return Keys(key_id or "ASIAEXAMPLE%09d" % number, "secret%d" % number, "token%d" % number, expiration, "")
-
-
-class Patience:
-    """Stands for what tells whether a fetch is cancelled: it never is, and waits not at all but calls `between`."""
-
-    def __init__(self, between=lambda: None):
-        self.between = between
-
-    def __call__(self, seconds=0):
-        self.between()
-        return False
 
 
 class Source:
@@ -76,26 +69,27 @@ class SlowSource:
 
 
 class Scene:
-    """A Rotation with its clocks, its log and, where it fetches in a thread, the queue of what it posts."""
+    """RefreshableCredentials with its clocks, its log and, where it fetches in a thread, the queue of what it posts."""
 
     def __init__(self, fetch, lifetime=SIX_HOURS, slow=False, settings=None):
         self.now, self.uptime, self.log, self.posted, self.fetch = 1796112000, 5000, [], queue.Queue(), fetch
-        self.rotation = Rotation("BaseIAMRole", settings or fake_metadata.Record(source="generate", lifetime=lifetime), fetch,
-                                 self.log.append, self.posted.put if slow else None, lambda: self.now,
-                                 lambda: self.uptime)
+        settings = settings or dict(DEFAULTS, lifetime=lifetime)
+        self.credentials = RefreshableCredentials(
+            "BaseIAMRole", settings, fetch, self.log.append, self.posted.put if slow else None,
+            lambda: self.now, lambda: self.uptime)
         if not slow:
-            self.rotation.refresh()
+            self.credentials.refresh()
 
     @property
     def current(self):
-        return self.rotation.current()
+        return self.credentials.current()
 
     def pass_time(self, seconds):
         """Let time pass on both clocks, with the tick of each second but no more than a thousand."""
         now, uptime, steps = self.now, self.uptime, min(int(seconds), 1000)
         for step in range(1, steps + 1):
             self.now, self.uptime = now + seconds * step / steps, uptime + seconds * step / steps
-            self.rotation.tick()
+            self.credentials.refresh_if_needed()
 
     def finish(self, outcome):
         """End the fetch under way with an outcome; act on it as the server's thread does."""
@@ -146,7 +140,7 @@ def test_clock_step(step):
     scene.pass_time(10)
 
     scene.now += step
-    scene.rotation.tick()
+    scene.credentials.refresh_if_needed()
 
     assert scene.current.last_updated <= scene.now + 1
     assert scene.current.expiration > scene.now
@@ -227,7 +221,7 @@ def test_back_off_ends_with_success():
     assert scene.current
 
     scene.fetch.outcomes = [SourceError("no luck"), keys()]
-    scene.rotation.refresh()
+    scene.credentials.refresh()
     fetches = scene.fetch.fetches
     scene.now += SIX_HOURS
     scene.uptime += 1
@@ -248,7 +242,7 @@ def test_refresh_waits_for_no_back_off():
     """Credentials asked for (USR1) are fetched at once, also while a failing source is left in peace."""
     scene = Scene(Source(SourceError("no luck"), keys(key_id=KEY_ID)))
 
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
     assert scene.current.keys.access_key_id == KEY_ID
 
@@ -258,7 +252,7 @@ def test_refresh_makes_new_ones_at_once():
     scene = Scene(Source())
     first = scene.current
 
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
     assert scene.current.keys.access_key_id != first.keys.access_key_id
 
@@ -297,7 +291,7 @@ def test_expired_keys_do_not_replace_good_ones():
     scene = Scene(Source(keys(), keys(1)))
     first = scene.current
 
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
     assert scene.current is first
 
@@ -321,7 +315,7 @@ def test_failure_tells_until_when_the_old_ones_serve():
     """The log tells what a failure of the source means."""
     scene = Scene(Source(keys(), SourceError("no luck")))
 
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
     assert "no luck; the old ones serve until 2026-12-01T14:00:00Z" in scene.log[1]
 
@@ -334,25 +328,25 @@ def test_one_fetch_at_a_time():
 
     for _ in range(100):
         assert scene.current is None
-        scene.rotation.tick()
+        scene.credentials.refresh_if_needed()
     scene.fetch.begun.get(timeout=10)
 
-    assert scene.rotation.pending
+    assert scene.credentials.pending
     assert scene.fetch.begun.empty()
     scene.finish(keys())
-    assert scene.current and not scene.rotation.pending
+    assert scene.current and not scene.credentials.pending
 
 
 def test_old_ones_serve_during_a_fetch():
     """While new credentials are fetched the old ones are served, and nobody waits."""
     scene = Scene(SlowSource(), slow=True)
-    scene.rotation.refresh()
+    scene.credentials.refresh()
     scene.finish(keys())
     first = scene.current
 
     scene.now += SIX_HOURS - HOUR
     scene.uptime += SIX_HOURS - HOUR
-    assert scene.current is first and scene.rotation.pending
+    assert scene.current is first and scene.credentials.pending
     scene.finish(keys())
 
     assert scene.current is not first
@@ -361,9 +355,9 @@ def test_old_ones_serve_during_a_fetch():
 def test_credentials_that_expire_during_a_fetch():
     """A fetch that outlasts the old credentials leaves none, not expired ones."""
     scene = Scene(SlowSource(), slow=True)
-    scene.rotation.refresh()
+    scene.credentials.refresh()
     scene.finish(keys())
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
     scene.now += SIX_HOURS
 
@@ -374,28 +368,28 @@ def test_credentials_that_expire_during_a_fetch():
 def test_refresh_during_a_fetch():
     """Credentials asked for (USR1) during a fetch are fetched once more when it is done."""
     scene = Scene(SlowSource(), slow=True)
-    scene.rotation.refresh()
+    scene.credentials.refresh()
     for _ in range(3):
-        scene.rotation.refresh()
+        scene.credentials.refresh()
 
     scene.finish(keys())
-    assert scene.rotation.pending
+    assert scene.credentials.pending
     scene.finish(keys(key_id=KEY_ID))
 
-    assert not scene.rotation.pending
+    assert not scene.credentials.pending
     assert scene.current.keys.access_key_id == KEY_ID
 
 
 def test_outcome_after_cancel():
     """What comes after the end of a rotation is not taken, nor logged."""
     scene = Scene(SlowSource(), slow=True)
-    scene.rotation.refresh()
+    scene.credentials.refresh()
 
-    scene.rotation.cancel()
+    scene.credentials.cancel()
     cancelled = scene.fetch.begun.get(timeout=10)
     scene.finish(keys())
 
-    assert cancelled()
+    assert cancelled.is_set()
     assert scene.log == []
 
 
@@ -418,7 +412,7 @@ def test_no_thread_to_be_had(monkeypatch):
 def test_rotations_of_a_reload(load):
     """A reload keeps the credentials of a role whose settings are the same, and only those."""
     def rotations(text, *former):
-        return fake_metadata.make_rotations(load(text), lambda words: None, None, *former)
+        return fake_metadata.make_credentials(load(text), lambda words: None, None, *former)
     former = rotations("[role a]\n[role b]\n[role c]\n")
 
     now = rotations("[role a]\n[role b]\nlifetime = 1h\n[role d]\n", former)
@@ -432,9 +426,9 @@ def test_rotations_of_a_reload(load):
     ("[credentials]\nrole = a\n[role b]\n", "[credentials]\nrole = b\n[role a]\n")])
 def test_credentials_stay_when_they_are_shown_elsewhere(load, before, after):
     """Where a role is shown is no setting of its credentials: they stay over a reload."""
-    former = fake_metadata.make_rotations(load(before), lambda words: None, None)
+    former = fake_metadata.make_credentials(load(before), lambda words: None, None)
 
-    assert fake_metadata.make_rotations(load(after), lambda words: None, None, former) == former
+    assert fake_metadata.make_credentials(load(after), lambda words: None, None, former) == former
 
 
 # The documents.
@@ -453,19 +447,19 @@ DOCUMENT = """{
 
 def test_document():
     """The document has the keys, the order, the spacing and the times of the real one, and no final line feed."""
-    assert GOOD.document() == DOCUMENT
+    assert credentials_document(GOOD) == DOCUMENT
 
 
 def test_extended_document():
     """The extended document is the same, with the account at its end."""
-    assert GOOD.document("123456789012") == DOCUMENT[:-2] + ',\n  "AccountId" : "123456789012"\n}'
+    assert credentials_document(GOOD, "123456789012") == DOCUMENT[:-2] + ',\n  "AccountId" : "123456789012"\n}'
 
 
 def test_container_document():
     """The document of the container endpoint has the keys of ECS, and no Code."""
     arn = "arn:aws:iam::123456789012:role/BaseIAMRole"
 
-    assert GOOD.container_document(arn, "123456789012") == (
+    assert container_document(GOOD, arn, "123456789012") == (
         '{"RoleArn": "%s", "AccessKeyId": "%s", "SecretAccessKey": "%s", "Token": "%s", '
         '"Expiration": "2026-12-01T14:00:00Z", "AccountId": "123456789012"}' % (arn, KEY_ID, SECRET, TOKEN))
 
@@ -479,24 +473,25 @@ def test_failure_document():
 def test_document_is_written_once_per_generation():
     """A document is rendered when its generation is new, not for each request."""
     scene, rendered = Scene(Source()), []
-    live = Live(scene.rotation, lambda good: rendered.append(good) or good.document())
+    rotating = RotatingDocument(
+        scene.credentials, lambda good: rendered.append(good) or credentials_document(good))
 
-    assert live.leaf() is live.leaf()
-    scene.rotation.refresh()
-    assert live.leaf().body.decode() == scene.current.document()
+    assert rotating.current() is rotating.current()
+    scene.credentials.refresh()
+    assert rotating.current().body.decode() == credentials_document(scene.current)
     assert len(rendered) == 2
 
 
 def test_no_document_without_credentials():
     """Without credentials there is no document to serve."""
-    assert Live(Scene(Failing()).rotation, Credentials.document).leaf() is None
+    assert RotatingDocument(Scene(Failing()).credentials, credentials_document).current() is None
 
 
 # Sources: generate, static.
 
 def test_generated_keys_have_the_form_of_real_ones():
     """Generated keys have the letters and lengths of the session credentials of a role."""
-    made = generate({}, os.urandom, Patience())
+    made = generate({}, os.urandom, NEVER)
 
     assert re.fullmatch("ASIA[A-Z2-7]{16}", made.access_key_id)
     assert re.fullmatch("[A-Za-z0-9/+]{40}", made.secret_access_key)
@@ -508,7 +503,7 @@ def test_generated_keys_have_the_form_of_real_ones():
 def test_generated_keys_come_from_the_randomness_given():
     """The same randomness makes the same keys, other randomness others."""
     def made(seed):
-        return generate({}, lambda count: bytes([seed]) * count, Patience())
+        return generate({}, lambda count: bytes([seed]) * count, NEVER)
 
     assert made(1) == made(1)
     assert not set(made(1)[:3]) & set(made(2)[:3])
@@ -519,7 +514,7 @@ def test_static_keys(load):
     settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n"
                     "session-token = %s\n" % (KEY_ID, SECRET, TOKEN))["credentials"]
 
-    assert static(settings, os.urandom, Patience()) == Keys(KEY_ID, SECRET, TOKEN, None, "")
+    assert static(settings, os.urandom, NEVER) == Keys(KEY_ID, SECRET, TOKEN, None, "")
 
 
 def test_static_keys_without_session_token(load):
@@ -527,7 +522,7 @@ def test_static_keys_without_session_token(load):
     settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n" % (
         KEY_ID, SECRET))["credentials"]
 
-    assert static(settings, os.urandom, Patience()).session_token == ""
+    assert static(settings, os.urandom, NEVER).session_token == ""
 
 
 # Source: profile.
@@ -540,12 +535,12 @@ def aws_file(tmp_path, load):
     """Read a profile from a file of the content given: aws_file(content, profile="default")."""
     path = tmp_path / "credentials"
 
-    def read(content, name="default", patience=Patience()):
+    def read(content, name="default"):
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
             path.chmod(0o600)
         settings = load("[credentials]\nsource = profile\nprofile = %s\nfile = %s\n" % (name, path))["credentials"]
-        return profile(settings, os.urandom, patience)
+        return profile(settings, os.urandom, NEVER)
     read.path = path
     return read
 
@@ -596,7 +591,7 @@ def test_profile_with_an_expiry(aws_file, key):
     (PAIR, "default", "credentials file"),
     (b"\xff\xfe[\0d\0", "default", "credentials file"),
     (b"\0" * 100, "default", "credentials file"),
-    (os.urandom(100) + b"\xff", "default", "credentials file"),
+    (bytes(range(255, 100, -1)), "default", "credentials file"),
     ('{"AccessKeyId": "%s"}' % KEY_ID, "default", "credentials file"),
     (b"#" * 70000, "default", "over 65536 bytes"),
     ("[default]\ncredential_process =\n", "default", "cannot be started|access key id"),
@@ -661,26 +656,12 @@ def test_keys_of_a_profile_outrank_its_credential_process(aws_file):
     assert aws_file("[default]\ncredential_process = false\n" + PAIR)[0] == KEY_ID
 
 
-def test_file_that_is_being_written(aws_file):
-    """A file that changes while it is read is read again, until it is whole."""
-    whole = "[default]\naws_access_key_id = %s\naws_secret_access_key = new%s\n" % (KEY_ID[::-1], SECRET)
-    written = iter([whole[:40], whole[:70], whole])
-
-    def write_on():
-        for content in written:
-            aws_file.path.write_text(content)
-            return
-    patience = Patience(write_on)
-
-    assert aws_file("[default]\n" + PAIR, patience=patience)[:2] == (KEY_ID[::-1], "new" + SECRET)
-
-
-def test_file_that_never_stops_changing(aws_file):
-    """A file that never stops changing is a failure of the source."""
-    patience = Patience(lambda: aws_file.path.write_text("[default]\n%s# %d\n" % (PAIR, next(NUMBERS))))
-
-    with pytest.raises(SourceError, match="changing"):
-        aws_file("[default]\n" + PAIR, patience=patience)
+def test_file_that_is_half_written(aws_file):
+    """However much of a file is there, it gives whole keys or none."""
+    whole = "[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n" % (KEY_ID, SECRET)
+    for length in range(len(whole) - len(SECRET) - 1):
+        with pytest.raises(SourceError):
+            aws_file(whole[:length])
 
 
 def test_file_that_others_can_read(aws_file):
@@ -701,7 +682,7 @@ def aws_home(tmp_path, load, monkeypatch):
             if content is not None:
                 (tmp_path / file).write_text(content)
         settings = load("[credentials]\nsource = profile\nprofile = %s\n" % name)["credentials"]
-        return profile(settings, os.urandom, Patience())
+        return profile(settings, os.urandom, NEVER)
     return read
 
 
@@ -754,12 +735,12 @@ def test_change_of_a_watched_file(tmp_path, load, change):
     path = tmp_path / "credentials"
     path.write_text("# a file\n")
     scene = Scene(Source(), settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
-    scene.rotation.tick()
+    scene.credentials.refresh_if_needed()
     assert scene.fetch.fetches == 1
 
     change(path)
-    scene.rotation.tick()
-    scene.rotation.tick()
+    scene.credentials.refresh_if_needed()
+    scene.credentials.refresh_if_needed()
 
     assert scene.fetch.fetches == 2
 
@@ -771,7 +752,7 @@ def test_watched_file_that_comes(tmp_path, load):
                   settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
 
     path.write_text("# a file\n")
-    scene.rotation.tick()
+    scene.credentials.refresh_if_needed()
 
     assert scene.current
 
@@ -792,7 +773,7 @@ def command(load, monkeypatch):
 
     def fetch(text, timeout="10s", cancelled=None):
         config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n" % (text, timeout))
-        return process(config["credentials"], os.urandom, cancelled or (lambda seconds=0: time.sleep(seconds)))
+        return process(config["credentials"], os.urandom, cancelled or NEVER)
     return fetch
 
 
@@ -971,13 +952,15 @@ def test_command_has_no_input(run):
 
 def test_cancel_ends_the_command(run, tmp_path):
     """A fetch that is cancelled ends at once, and its command too."""
+    cancelled = threading.Event()
+    cancelled.set()
     with pytest.raises(SourceError, match="stopped"):
-        run("echo $$ > parent; exec sleep 60", cancelled=lambda seconds=0: True)
+        run("echo $$ > parent; exec sleep 60", cancelled=cancelled)
     assert not (tmp_path / "parent").exists() or wait_for(lambda: has_ended(tmp_path / "parent"))
 
 
 @pytest.mark.parametrize("name, value, passed", [
-    ("HOME", "/home/dev", True), ("PATH", os.environ.get("PATH", "/bin"), True), ("AWS_PROFILE", "dev", True),
+    ("HOME", "/home/dev", True), ("PATH", "/usr/local/bin:/usr/bin:/bin", True), ("AWS_PROFILE", "dev", True),
     ("AWS_CONFIG_FILE", "/etc/aws", True), ("LC_ALL", "C", True), ("HTTPS_PROXY", "http://127.0.0.1:1", True),
     ("SSL_CERT_FILE", "/etc/cert", True), ("SECRET_OF_ANOTHER", "x", False), ("NOTIFY_SOCKET", "@nowhere", False),
     ("EC2_LOCAL_IPV4", "203.0.113.9", False),

@@ -6,42 +6,40 @@ import socket
 
 import pytest
 
-from fake_metadata import Clock, Dropped, Fault, Handler, Postponed, SessionTokens, fault, read_request, utc
+from conversation import converse
+from fake_metadata import Fault, SessionTokens, fault_line, utc
 from service import TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 META = "/latest/meta-data/"
 CREDENTIALS = META + "iam/security-credentials/BaseIAMRole"
-STATIC = "source = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\nsecret-access-key = secret\nsession-token = token\n"
+STATIC = ("source = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\nsecret-access-key = secret\n"
+          "session-token = token\n")
 TOKENS = SessionTokens(b"key")
 
 
 class Answer:
-    """What comes back for a request, its status and body at hand."""
+    """What comes back for a request: its parts, how long it took, and whether it was reset."""
 
-    def __init__(self, data):
-        head, _, body = data.partition(b"\r\n\r\n")
-        self.head, self.status, self.body = head.decode(), int(head.split()[1]), body.decode()
+    def __init__(self, loop, client):
+        self.slept, self.is_reset = loop.slept, client.is_reset
+        self.head, _, self.body = client.sent.decode().partition("\r\n\r\n")
+        self.status = int(self.head.split()[1]) if self.head else None
 
     @property
     def document(self):
         return json.loads(self.body)
 
 
-def handler(imds, path, method="GET", **headers):
-    """Return the Handler of a request."""
-    head = "".join("%s: %s\r\n" % (name.replace("_", "-"), value) for name, value in headers.items())
-    request, _ = read_request(("%s %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % (method, path, head)).encode())
-    return Handler(request, imds, TOKENS, Clock(imds.clock), 0)
-
-
-def ask(imds, path, method="GET", **headers):
+def ask(metadata, path, method="GET", **headers):
     """Have a request answered."""
-    return Answer(handler(imds, path, method, **headers).respond())
+    lines = ["%s %s HTTP/1.1" % (method, path), "Host: localhost"]
+    lines += ["%s: %s" % (name.replace("_", "-"), value) for name, value in headers.items()]
+    return Answer(*converse(metadata, TOKENS, "\r\n".join(lines + ["", ""]).encode()))
 
 
-def value(imds, path):
+def value(metadata, path):
     """Return what is at a path, None for 404."""
-    answer = ask(imds, path)
+    answer = ask(metadata, path)
     assert answer.status in (200, 404)
     return answer.body if answer.status == 200 else None
 
@@ -92,30 +90,30 @@ MOMENTS = [  # event, path, seconds after the start, what is there
 
 
 @pytest.mark.parametrize("event, path, seconds, expected", MOMENTS)
-def test_event_at_a_moment(make_imds, clock, event, path, seconds, expected):
+def test_event_at_a_moment(make_metadata, clock, event, path, seconds, expected):
     """Before its time an event is not there; from then on it is, with times that do not move."""
-    imds = make_imds("[events]\n%s\n" % event)
+    metadata = make_metadata("[events]\n%s\n" % event)
 
     clock.now += seconds
 
-    assert value(imds, path) == expected
+    assert value(metadata, path) == expected
 
 
-def test_event_that_is_polled(make_imds, clock):
+def test_event_that_is_polled(make_metadata, clock):
     """A notice that is polled every five seconds appears at its time and stays as it is."""
-    imds, seen = make_imds("[events]\nspot-interruption = +90s terminate\nrebalance-recommendation = +60s\n"), []
+    metadata, seen = make_metadata("[events]\nspot-interruption = +90s terminate\nrebalance-recommendation = +60s\n"), []
 
     for _ in range(0, 600, 5):
-        seen.append((value(imds, SPOT), value(imds, REBALANCE)))
+        seen.append((value(metadata, SPOT), value(metadata, REBALANCE)))
         clock.now += 5
 
     assert [index * 5 for index in range(120) if not seen[index][0]] == list(range(0, 90, 5))
     assert len({notice for notice, _ in seen}) == len({notice for _, notice in seen}) == 2
 
 
-def test_scheduled_maintenance_to_the_byte(make_imds, clock):
+def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
     """A maintenance event has the keys, the order, the spacing and the dates of the EC2 User Guide."""
-    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot %s 2026-12-01T10:00:00Z\n" % AT_NINE)
+    metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot %s 2026-12-01T10:00:00Z\n" % AT_NINE)
 
     clock.now += 30
 
@@ -128,49 +126,49 @@ def test_scheduled_maintenance_to_the_byte(make_imds, clock):
     "NotAfter" : "01 Dec 2026 10:00:00 GMT",
     "State" : "active"
   } 
-\]""", value(imds, SCHEDULED))
+\]""", value(metadata, SCHEDULED))
 
 
 @pytest.mark.parametrize("end, seconds, state, description", [
     ("", 7200, "completed", "[Completed] scheduled reboot"),
     (" completed +90s", 90, "completed", "[Completed] scheduled reboot"),
     (" canceled +90s", 90, "canceled", "[Canceled] scheduled reboot")])
-def test_maintenance_that_is_over(make_imds, clock, end, seconds, state, description):
+def test_maintenance_that_is_over(make_metadata, clock, end, seconds, state, description):
     """A maintenance event moves to the history, completed at its end, or when the configuration says how."""
-    imds = make_imds("[events]\n%s%s\n" % (REBOOT, end))
+    metadata = make_metadata("[events]\n%s%s\n" % (REBOOT, end))
     clock.now += seconds - 1
-    scheduled = json.loads(value(imds, SCHEDULED))
+    scheduled = json.loads(value(metadata, SCHEDULED))
 
     clock.now += 1
 
-    assert json.loads(value(imds, SCHEDULED)) == []
-    assert json.loads(value(imds, HISTORY)) == [dict(scheduled[0], State=state, Description=description)]
+    assert json.loads(value(metadata, SCHEDULED)) == []
+    assert json.loads(value(metadata, HISTORY)) == [dict(scheduled[0], State=state, Description=description)]
 
 
-def test_several_maintenance_events(make_imds, clock):
+def test_several_maintenance_events(make_metadata, clock):
     """Several maintenance events go their ways, each with an id of its own that stays."""
-    imds = make_imds("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s,\n"
+    metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s,\n"
                      "  +30s instance-stop +3h +4h\n")
 
     clock.now += 30
-    both = json.loads(value(imds, SCHEDULED))
+    both = json.loads(value(metadata, SCHEDULED))
     clock.now += 30
 
     assert [event["Code"] for event in both] == ["system-reboot", "instance-stop"]
     assert len({event["EventId"] for event in both}) == 2
-    assert json.loads(value(imds, SCHEDULED)) == both[1:]
-    assert json.loads(value(imds, HISTORY))[0]["EventId"] == both[0]["EventId"]
+    assert json.loads(value(metadata, SCHEDULED)) == both[1:]
+    assert json.loads(value(metadata, HISTORY))[0]["EventId"] == both[0]["EventId"]
 
 
-def test_events_at_once(make_imds, clock):
+def test_events_at_once(make_metadata, clock):
     """Several kinds of events are there together."""
-    imds = make_imds("[events]\nspot-interruption = +5s stop\nrebalance-recommendation = +5s\n%s\n"
+    metadata = make_metadata("[events]\nspot-interruption = +5s stop\nrebalance-recommendation = +5s\n%s\n"
                      "target-lifecycle-state = +5s Terminated\n" % REBOOT)
 
     clock.now += 3600
 
-    assert value(imds, SPOT) and value(imds, REBALANCE) and value(imds, STATE) == "Terminated"
-    assert len(json.loads(value(imds, SCHEDULED))) == 1
+    assert value(metadata, SPOT) and value(metadata, REBALANCE) and value(metadata, STATE) == "Terminated"
+    assert len(json.loads(value(metadata, SCHEDULED))) == 1
 
 
 @pytest.mark.parametrize("event, directory, before, after", [
@@ -181,63 +179,63 @@ def test_events_at_once(make_imds, clock):
     ("target-lifecycle-state = +90s Standby", META + "autoscaling", None, "target-lifecycle-state"),
     ("scheduled-maintenance = +90s system-reboot +1h +2h", META + "events/maintenance", "history\nscheduled",
      "history\nscheduled")])
-def test_listings_follow_events(make_imds, clock, event, directory, before, after):
+def test_listings_follow_events(make_metadata, clock, event, directory, before, after):
     """What an event brings is listed from its time on, and not before."""
-    imds = make_imds("[events]\n%s\n" % event)
+    metadata = make_metadata("[events]\n%s\n" % event)
 
-    assert value(imds, directory) == before
+    assert value(metadata, directory) == before
     clock.now += 90
-    assert value(imds, directory) == after
+    assert value(metadata, directory) == after
 
 
-def test_listing_of_meta_data_follows_events(make_imds, clock):
+def test_listing_of_meta_data_follows_events(make_metadata, clock):
     """The directory of a spot notice is listed in meta-data/ from the time of the notice on."""
-    imds = make_imds("[events]\nspot-interruption = +90s stop\n")
+    metadata = make_metadata("[events]\nspot-interruption = +90s stop\n")
 
-    assert "spot/" not in value(imds, META).split("\n")
+    assert "spot/" not in value(metadata, META).split("\n")
     clock.now += 90
-    assert "spot/" in value(imds, META).split("\n")
+    assert "spot/" in value(metadata, META).split("\n")
 
 
-def test_times_count_from_the_reload(make_imds, clock):
+def test_times_count_from_the_reload(make_metadata, clock):
     """After a reload +90s is ninety seconds after the reload."""
     clock.now += 1000
 
-    imds = make_imds("[events]\nrebalance-recommendation = +90s\n")
+    metadata = make_metadata("[events]\nrebalance-recommendation = +90s\n")
     clock.now += 90
 
-    assert value(imds, REBALANCE) == '{"noticeTime": "%s"}' % utc(clock.now)
+    assert value(metadata, REBALANCE) == '{"noticeTime": "%s"}' % utc(clock.now)
 
 
 @pytest.mark.parametrize("step", [3600, 86400])
-def test_clock_that_is_set_back_before_an_event(make_imds, clock, step):
+def test_clock_that_is_set_back_before_an_event(make_metadata, clock, step):
     """When the clock is set back before the time of an event, the event is not there yet."""
-    imds = make_imds("[events]\nrebalance-recommendation = +60s\n")
+    metadata = make_metadata("[events]\nrebalance-recommendation = +60s\n")
     clock.now += 60
-    assert value(imds, REBALANCE)
+    assert value(metadata, REBALANCE)
 
     clock.now -= step
 
-    assert value(imds, REBALANCE) is None
+    assert value(metadata, REBALANCE) is None
 
 
-def test_no_events_by_default(make_imds, clock):
+def test_no_events_by_default(make_metadata, clock):
     """Nothing happens to an instance unless the configuration says so."""
-    imds = make_imds()
+    metadata = make_metadata()
 
     clock.now += 10 * 86400
 
-    assert [value(imds, path) for path in (SPOT, TERMINATION, REBALANCE, STATE)] == [None] * 4
-    assert (value(imds, SCHEDULED), value(imds, HISTORY)) == ("[]", "[]")
+    assert [value(metadata, path) for path in (SPOT, TERMINATION, REBALANCE, STATE)] == [None] * 4
+    assert (value(metadata, SCHEDULED), value(metadata, HISTORY)) == ("[]", "[]")
 
 
-def test_own_value_outlasts_an_event(make_imds, clock):
+def test_own_value_outlasts_an_event(make_metadata, clock):
     """A path that the user took away does not come back with an event."""
-    imds = make_imds("[metadata]\nspot =\n[events]\nspot-interruption = +90s terminate\n")
+    metadata = make_metadata("[metadata]\nspot =\n[events]\nspot-interruption = +90s terminate\n")
 
     clock.now += 90
 
-    assert value(imds, META + "spot") is None
+    assert value(metadata, META + "spot") is None
 
 
 # Faults: which requests.
@@ -262,14 +260,14 @@ def test_own_value_outlasts_an_event(make_imds, clock):
     ("/2021-03-23/meta-data/mac", "/latest/meta-data/mac", True),
     ("/no/such/path", "/no/such/path", True),
 ])
-def test_pattern(make_imds, check, pattern, path, suffers):
+def test_pattern(make_metadata, check, pattern, path, suffers):
     """A pattern is a path in which * stands for anything; it means the path, in whatever form it is asked for."""
     if suffers is None:
         assert check("[faults]\nx = %s status 503\n" % pattern)[0] == 1
         return
-    imds = make_imds("[faults]\nx = %s status 503\n" % pattern)
+    metadata = make_metadata("[faults]\nx = %s status 503\n" % pattern)
 
-    assert (ask(imds, path).status == 503) is suffers
+    assert (ask(metadata, path).status == 503) is suffers
 
 
 @pytest.mark.parametrize("window, hits", [
@@ -283,31 +281,31 @@ def test_pattern(make_imds, check, pattern, path, suffers):
 ])
 def test_window(window, hits):
     """A fault strikes from its time on, for as long as it says, by default always."""
-    made = Fault("x", fault("/* status 503 " + window), 1796112000)
+    made = Fault("x", fault_line("/* status 503 " + window), 1796112000)
 
-    assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999) if made.strikes("/x", 1796112000 + second)] == hits
+    assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999) if made.matches("/x", 1796112000 + second, True, None)] == hits
 
 
 def test_times():
     """A fault with a number of times strikes so often and then no more, other paths not counted."""
-    made = Fault("x", fault("/x status 503 times 2"), 0)
+    made = Fault("x", fault_line("/x status 503 times 2"), 0)
 
-    assert [made.strikes(path, 1) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [
+    assert [made.matches(path, 1, True, None) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [
         False, True, False, True, False, False]
 
 
 def test_times_count_in_the_window_only():
     """Requests before the window do not use a fault up."""
-    made = Fault("x", fault("/x status 503 from +30s times 1"), 0)
+    made = Fault("x", fault_line("/x status 503 from +30s times 1"), 0)
 
-    assert [made.strikes("/x", second) for second in (0, 29, 30, 31)] == [False, False, True, False]
+    assert [made.matches("/x", second, True, None) for second in (0, 29, 30, 31)] == [False, False, True, False]
 
 
 def test_probability():
     """A fault with a probability strikes so often, the same requests in each run."""
     def run(name):
-        made = Fault(name, fault("/* status 503 probability 0.2"), 0)
-        return [made.strikes("/x", 1) for _ in range(1000)]
+        made = Fault(name, fault_line("/* status 503 probability 0.2"), 0)
+        return [made.matches("/x", 1, True, None) for _ in range(1000)]
 
     assert 150 < sum(run("slow")) < 250
     assert run("slow") == run("slow") != run("other")
@@ -315,16 +313,16 @@ def test_probability():
 
 def test_probability_of_one():
     """A fault with probability 1 always strikes."""
-    made = Fault("x", fault("/* status 503 probability 1"), 0)
+    made = Fault("x", fault_line("/* status 503 probability 1"), 0)
 
-    assert all(made.strikes("/x", 1) for _ in range(100))
+    assert all(made.matches("/x", 1, True, None) for _ in range(100))
 
 
 def test_times_count_what_was_struck_by_chance():
     """With a probability the number of times counts the requests that suffer."""
-    made = Fault("x", fault("/* status 503 probability 0.5 times 3"), 0)
+    made = Fault("x", fault_line("/* status 503 probability 0.5 times 3"), 0)
 
-    assert sum(made.strikes("/x", 1) for _ in range(1000)) == 3
+    assert sum(made.matches("/x", 1, True, None) for _ in range(1000)) == 3
 
 
 # Faults: what happens.
@@ -333,9 +331,9 @@ def test_times_count_what_was_struck_by_chance():
     (500, '{"error": "internal server error"}'), (503, '{"error": "service unavailable"}'),
     (429, '{"error": "too many requests"}'), (404, '{"error": "not found"}'), (400, '{"error": "bad request"}'),
     (403, '{"error": "forbidden"}'), (599, '{"error": "unknown"}')])
-def test_status(make_imds, status, body):
+def test_status(make_metadata, status, body):
     """A fault answers with its status, in the form of other errors."""
-    answer = ask(make_imds("[faults]\nx = /latest/* status %d\n" % status), META + "mac")
+    answer = ask(make_metadata("[faults]\nx = /latest/* status %d\n" % status), META + "mac")
 
     assert (answer.status, answer.body) == (status, body)
 
@@ -343,72 +341,81 @@ def test_status(make_imds, status, body):
 @pytest.mark.parametrize("method, path", [
     ("GET", META + "mac"), ("HEAD", META + "mac"), ("OPTIONS", META + "mac"), ("PUT", "/latest/api/token"),
     ("GET", "/no/such/path"), ("GET", "/v2/credentials/BaseIAMRole"), ("GET", "/latest/user-data"), ("GET", "/")])
-def test_status_of_every_request(make_imds, method, path):
+def test_status_of_every_request(make_metadata, method, path):
     """A fault meets every method and every path, those that are not there too."""
-    assert ask(make_imds("[faults]\nx = /* status 503\n"), path, method).status == 503
+    assert ask(make_metadata("[faults]\nx = /* status 503\n"), path, method).status == 503
 
 
-def test_status_comes_before_the_session_token(make_imds):
+def test_status_comes_before_the_session_token(make_metadata):
     """A fault strikes before a session token is looked at, as an outage does."""
-    imds = make_imds("[metadata-options]\nhttp-tokens = required\n[faults]\nx = /latest/* status 503\n")
+    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n[faults]\nx = /latest/* status 503\n")
 
-    assert ask(imds, META + "mac").status == 503
-
-
-def test_delay(make_imds):
-    """A delayed request is asked again after its delay, and then answered."""
-    delayed = handler(make_imds("[faults]\nx = /latest/* delay 1500ms\n"), META + "mac")
-
-    with pytest.raises(Postponed) as postponed:
-        delayed.respond()
-    assert postponed.value.args == (1.5,)
-    assert Answer(delayed.respond()).status == 200
+    assert ask(metadata, META + "mac").status == 503
 
 
-def test_delay_and_status(make_imds):
+def test_delay(make_metadata):
+    """A delayed request is answered after its delay."""
+    answer = ask(make_metadata("[faults]\nx = /latest/* delay 1500ms\n"), META + "mac")
+
+    assert (answer.slept, answer.status) == ([1.5], 200)
+
+
+def test_delay_and_status(make_metadata):
     """A fault can delay a request and then refuse it; delays of several faults add up."""
-    delayed = handler(make_imds("[faults]\nx = /latest/* delay 1s status 503\ny = /latest/* delay 2s\n"), META + "mac")
+    text = "[faults]\nx = /latest/* delay 1s status 503\ny = /latest/* delay 2s\n"
+    answer = ask(make_metadata(text), META + "mac")
 
-    with pytest.raises(Postponed) as postponed:
-        delayed.respond()
-    assert postponed.value.args == (3,)
-    assert Answer(delayed.respond()).status == 503
+    assert (answer.slept, answer.status) == ([3], 503)
 
 
-def test_delayed_request_is_counted_once(make_imds):
-    """A delayed request uses up one time of a fault, not one more when it is asked again."""
-    imds = make_imds("[faults]\nx = /latest/* delay 1s times 2\n")
+def test_delayed_request_is_counted_once(make_metadata):
+    """A delayed request uses up one time of a fault."""
+    metadata = make_metadata("[faults]\nx = /latest/* delay 1s times 2\n")
 
-    for _ in range(2):
-        delayed = handler(imds, META + "mac")
-        with pytest.raises(Postponed):
-            delayed.respond()
-        assert Answer(delayed.respond()).status == 200
-    assert ask(imds, META + "mac").status == 200
+    assert [ask(metadata, META + "mac").slept for _ in range(3)] == [[1], [1], []]
 
 
-@pytest.mark.parametrize("action, reset", [("reset", True), ("no-answer", False)])
-def test_dropped(make_imds, action, reset):
+@pytest.mark.parametrize("action, is_reset", [("reset", True), ("no-answer", False)])
+def test_dropped(make_metadata, action, is_reset):
     """A request can be dropped, by a reset or without a word."""
-    with pytest.raises(Dropped) as dropped:
-        ask(make_imds("[faults]\nx = /latest/* %s\n" % action), META + "mac")
+    answer = ask(make_metadata("[faults]\nx = /latest/* %s\n" % action), META + "mac")
 
-    assert dropped.value.args == (reset,)
+    assert (answer.status, answer.is_reset) == (None, is_reset)
 
 
-def test_first_status_wins(make_imds):
+@pytest.mark.parametrize("line, expected", [
+    ("status 503 reset", "reset"), ("reset no-answer", "reset"), ("refuse-token status 500", 500)])
+def test_several_actions_of_one_fault(make_metadata, line, expected):
+    """Of several actions in one line that exclude each other the first of FAULT_ACTIONS counts."""
+    answer = ask(make_metadata("[faults]\nx = /* %s\n" % line), META + "mac",
+                 X_aws_ec2_metadata_token=TOKENS.issue(60))
+
+    assert ("reset" if answer.is_reset else answer.status) == expected
+
+
+def test_fault_is_over_with_its_request(make_metadata):
+    """A fault that struck one request on a connection leaves the next one alone."""
+    metadata = make_metadata("[faults]\nx = /* code Failed times 1\n")
+    request = ("GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % CREDENTIALS).encode()
+
+    _, client = converse(metadata, TOKENS, request * 2)
+
+    assert re.findall(rb'"Code" : "(\w+)"', client.sent) == [b"Failed", b"Success"]
+
+
+def test_first_status_wins(make_metadata):
     """Of two faults that refuse a request the first one in the file does."""
-    imds = make_imds("[faults]\nb = /latest/* status 503\na = /latest/meta-data/* status 500\n")
+    metadata = make_metadata("[faults]\nb = /latest/* status 503\na = /latest/meta-data/* status 500\n")
 
-    assert ask(imds, META + "mac").status == 503
+    assert ask(metadata, META + "mac").status == 503
 
 
 @pytest.mark.parametrize("path", [CREDENTIALS, META + "identity-credentials/ec2/security-credentials/ec2-instance",
                                   META + "iam/security-credentials-extended/BaseIAMRole"])
-def test_code(make_imds, path):
+def test_code(make_metadata, path):
     """Credentials can be replaced by a document with another Code, which has no keys."""
-    imds = make_imds("[credentials]\nextended = yes\n[faults]\nx = /latest/* code AssumeRoleUnauthorizedAccess\n")
-    answer = ask(imds, path)
+    metadata = make_metadata("[credentials]\nextended = yes\n[faults]\nx = /latest/* code AssumeRoleUnauthorizedAccess\n")
+    answer = ask(metadata, path)
 
     assert answer.status == 200
     assert sorted(answer.document) == ["Code", "LastUpdated", "Message"]
@@ -416,23 +423,23 @@ def test_code(make_imds, path):
     assert answer.document["LastUpdated"] == "2026-12-01T08:00:00Z"
 
 
-def test_code_of_iam_info(make_imds):
+def test_code_of_iam_info(make_metadata):
     """iam/info can have another Code, as it has without an instance profile."""
-    imds = make_imds("[faults]\nx = /latest/meta-data/iam/info code InstanceProfileNotFound\n")
+    metadata = make_metadata("[faults]\nx = /latest/meta-data/iam/info code InstanceProfileNotFound\n")
 
-    assert ask(imds, META + "iam/info").document["Code"] == "InstanceProfileNotFound"
+    assert ask(metadata, META + "iam/info").document["Code"] == "InstanceProfileNotFound"
 
 
 @pytest.mark.parametrize("path", [META + "instance-id", META + "iam/security-credentials", META + "placement/region",
                                   "/latest/dynamic/instance-identity/document"])
-def test_code_is_for_credentials(make_imds, path):
+def test_code_is_for_credentials(make_metadata, path):
     """Another Code for everything leaves what has no Code as it is."""
-    assert value(make_imds("[faults]\nx = /latest/* code Failed\n"), path) == value(make_imds(), path)
+    assert value(make_metadata("[faults]\nx = /latest/* code Failed\n"), path) == value(make_metadata(), path)
 
 
-def test_code_of_container_credentials(make_imds):
+def test_code_of_container_credentials(make_metadata):
     """At the container endpoint another Code is a refusal in its form."""
-    answer = ask(make_imds("[faults]\nx = /v2/* code AccessDenied\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[faults]\nx = /v2/* code AccessDenied\n"), "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 400
     assert sorted(answer.document) == ["Code", "Message"]
@@ -440,76 +447,76 @@ def test_code_of_container_credentials(make_imds):
 
 
 @pytest.mark.parametrize("path", [CREDENTIALS, "/v2/credentials/BaseIAMRole"])
-def test_expired(make_imds, clock, path):
+def test_expired(make_metadata, clock, path):
     """Credentials can come expired: the same keys with times in the past."""
-    whole = ask(make_imds("[credentials]\n%s" % STATIC), path).document
+    whole = ask(make_metadata("[credentials]\n%s" % STATIC), path).document
 
-    expired = ask(make_imds("[credentials]\n%s[faults]\nx = /* expired\n" % STATIC), path).document
+    expired = ask(make_metadata("[credentials]\n%s[faults]\nx = /* expired\n" % STATIC), path).document
 
     assert expired["Expiration"] < utc(clock.now)
     assert [expired[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")] == [
         whole[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")]
 
 
-def test_expired_leaves_other_paths(make_imds):
+def test_expired_leaves_other_paths(make_metadata):
     """Expired credentials are the only thing that is expired."""
-    assert value(make_imds("[faults]\nx = /* expired\n"), META + "iam/info") == value(make_imds(), META + "iam/info")
+    assert value(make_metadata("[faults]\nx = /* expired\n"), META + "iam/info") == value(make_metadata(), META + "iam/info")
 
 
-def test_expired_counts_credentials_only(make_imds, clock):
+def test_expired_counts_credentials_only(make_metadata, clock):
     """A request for anything else does not use up a time of expired credentials."""
-    imds = make_imds("[faults]\nx = /* expired times 1\n")
+    metadata = make_metadata("[faults]\nx = /* expired times 1\n")
     for path in ("iam/info", "mac", "no/such/path", "iam/security-credentials"):
-        ask(imds, META + path)
+        ask(metadata, META + path)
 
-    first, second = ask(imds, CREDENTIALS).document, ask(imds, CREDENTIALS).document
+    first, second = ask(metadata, CREDENTIALS).document, ask(metadata, CREDENTIALS).document
 
     assert first["Expiration"] == utc(clock.now - 3600) != second["Expiration"]
 
 
-def test_expired_with_another_code(make_imds):
+def test_expired_with_another_code(make_metadata):
     """A fault that has a Code for documents and an expiry for credentials strikes both."""
-    imds = make_imds("[faults]\nx = /* expired code Foo\n")
+    metadata = make_metadata("[faults]\nx = /* expired code Foo\n")
 
-    assert ask(imds, META + "iam/info").document["Code"] == ask(imds, CREDENTIALS).document["Code"] == "Foo"
+    assert ask(metadata, META + "iam/info").document["Code"] == ask(metadata, CREDENTIALS).document["Code"] == "Foo"
 
 
-def test_expired_for_a_while(make_imds, clock):
+def test_expired_for_a_while(make_metadata, clock):
     """Credentials are good again when the fault is over."""
-    imds = make_imds("[credentials]\n%s[faults]\nx = /* expired for 5m\n" % STATIC)
-    expired = ask(imds, CREDENTIALS).body
+    metadata = make_metadata("[credentials]\n%s[faults]\nx = /* expired for 5m\n" % STATIC)
+    expired = ask(metadata, CREDENTIALS).body
 
     clock.now += 300
 
-    assert ask(imds, CREDENTIALS).body != expired
+    assert ask(metadata, CREDENTIALS).body != expired
 
 
-def test_refused_token(make_imds):
+def test_refused_token(make_metadata):
     """A good session token can be refused; requests without one are answered."""
-    imds = make_imds("[faults]\nx = /latest/* refuse-token\n")
+    metadata = make_metadata("[faults]\nx = /latest/* refuse-token\n")
 
-    assert ask(imds, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status == 401
-    assert ask(imds, META + "mac").status == 200
+    assert ask(metadata, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status == 401
+    assert ask(metadata, META + "mac").status == 200
 
 
-def test_token_refused_once(make_imds):
+def test_token_refused_once(make_metadata):
     """A session token refused once is refused to the first request that carries one, whatever came before."""
-    imds = make_imds("[faults]\nx = /latest/* refuse-token times 1\n")
-    assert ask(imds, "/latest/api/token", "PUT", **{TTL_HEADER.replace("-", "_"): 60}).status == 200
-    assert ask(imds, META + "mac").status == 200
+    metadata = make_metadata("[faults]\nx = /latest/* refuse-token times 1\n")
+    assert ask(metadata, "/latest/api/token", "PUT", **{TTL_HEADER.replace("-", "_"): 60}).status == 200
+    assert ask(metadata, META + "mac").status == 200
 
-    answers = [ask(imds, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status for _ in range(3)]
+    answers = [ask(metadata, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status for _ in range(3)]
 
     assert answers == [401, 200, 200]
 
 
 @pytest.mark.parametrize("what", ["expired", "code Failed"])
-def test_fault_of_credentials_waits_for_credentials(make_imds, what):
+def test_fault_of_credentials_waits_for_credentials(make_metadata, what):
     """A fault that only credentials can show is not used up by the requests before them."""
-    imds = make_imds("[faults]\nx = /latest/* %s times 1\n" % what)
-    assert ask(imds, META + "mac").status == 200
+    metadata = make_metadata("[faults]\nx = /latest/* %s times 1\n" % what)
+    assert ask(metadata, META + "mac").status == 200
 
-    first, second = (ask(imds, CREDENTIALS).document for _ in range(2))
+    first, second = (ask(metadata, CREDENTIALS).document for _ in range(2))
 
     assert first != second
 
@@ -601,57 +608,57 @@ DOCUMENT_KEYS = ["RoleArn", "AccessKeyId", "SecretAccessKey", "Token", "Expirati
 
 
 @pytest.mark.parametrize("role", ["BaseIAMRole", "Build", "team+x=1,y.z@home-1"])
-def test_container_credentials(make_imds, role):
+def test_container_credentials(make_metadata, role):
     """Each role has its credentials in the form of ECS, with its ARN."""
-    found = ask(make_imds(ROLES), "/v2/credentials/" + role).document
+    found = ask(make_metadata(ROLES), "/v2/credentials/" + role).document
 
     assert list(found) == DOCUMENT_KEYS
     assert (found["RoleArn"], found["AccountId"]) == ("arn:aws:iam::123456789012:role/" + role, "123456789012")
 
 
-def test_container_credentials_are_those_of_the_instance(make_imds):
+def test_container_credentials_are_those_of_the_instance(make_metadata):
     """The role of the instance has the same keys at both endpoints."""
-    imds = make_imds()
-    container, instance = [ask(imds, path).document for path in ("/v2/credentials/BaseIAMRole", CREDENTIALS)]
+    metadata = make_metadata()
+    container, instance = [ask(metadata, path).document for path in ("/v2/credentials/BaseIAMRole", CREDENTIALS)]
 
     assert {key: instance[key] for key in DOCUMENT_KEYS[1:5]} == {key: container[key] for key in DOCUMENT_KEYS[1:5]}
 
 
-def test_each_role_has_keys_of_its_own(make_imds):
+def test_each_role_has_keys_of_its_own(make_metadata):
     """Two roles have different keys."""
-    imds = make_imds(ROLES)
+    metadata = make_metadata(ROLES)
 
-    assert len({ask(imds, "/v2/credentials/" + role).document["AccessKeyId"] for role in ("BaseIAMRole", "Build")}) == 2
+    assert len({ask(metadata, "/v2/credentials/" + role).document["AccessKeyId"] for role in ("BaseIAMRole", "Build")}) == 2
 
 
-def test_role_with_a_source_of_its_own(make_imds):
+def test_role_with_a_source_of_its_own(make_metadata):
     """A further role takes its keys from its own source."""
-    imds = make_imds("[role Build]\n%s" % STATIC)
+    metadata = make_metadata("[role Build]\n%s" % STATIC)
 
-    assert ask(imds, "/v2/credentials/Build").document["AccessKeyId"] == "AKIAIOSFODNN7EXAMPLE"
-    assert ask(imds, "/v2/credentials/BaseIAMRole").document["AccessKeyId"].startswith("ASIA")
+    assert ask(metadata, "/v2/credentials/Build").document["AccessKeyId"] == "AKIAIOSFODNN7EXAMPLE"
+    assert ask(metadata, "/v2/credentials/BaseIAMRole").document["AccessKeyId"].startswith("ASIA")
 
 
 @pytest.mark.parametrize("path", ["/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance", "/v2",
                                   "/v2/credentials/Build/x", "/latest/meta-data/iam/security-credentials/Build",
                                   "/v2/credentials/base-iam-role"])
-def test_no_such_container_credentials(make_imds, path):
+def test_no_such_container_credentials(make_metadata, path):
     """What is no role of the configuration is not found; further roles are not the instance's."""
-    assert ask(make_imds(ROLES), path).status == 404
+    assert ask(make_metadata(ROLES), path).status == 404
 
 
-def test_form_of_an_unknown_role(make_imds):
+def test_form_of_an_unknown_role(make_metadata):
     """An unknown role is refused in the form of the container endpoint."""
-    assert sorted(ask(make_imds(), "/v2/credentials/Other").document) == ["Code", "Message"]
+    assert sorted(ask(make_metadata(), "/v2/credentials/Other").document) == ["Code", "Message"]
 
 
-def test_container_without_instance_profile(make_imds):
+def test_container_without_instance_profile(make_metadata):
     """Without a role of the instance further roles are served all the same."""
-    imds = make_imds("[credentials]\nrole =\n[role Build]\n")
+    metadata = make_metadata("[credentials]\nrole =\n[role Build]\n")
 
-    assert ask(imds, "/v2/credentials/BaseIAMRole").status == 404
-    assert ask(imds, "/v2/credentials/Build").status == 200
-    assert ask(imds, META + "iam").status == 404
+    assert ask(metadata, "/v2/credentials/BaseIAMRole").status == 404
+    assert ask(metadata, "/v2/credentials/Build").status == 200
+    assert ask(metadata, META + "iam").status == 404
 
 
 @pytest.mark.parametrize("given, status", [
@@ -659,83 +666,83 @@ def test_container_without_instance_profile(make_imds):
     ({"Authorization": ""}, 401), ({"Authorization": "c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV0x"}, 401),
     ({"Authorization": "basic c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV"}, 401),
     ({"Authorization": "caf\u00e9"}, 401), ({"X_Authorization": "Basic c2VjcmV0"}, 401)])
-def test_authorization(make_imds, given, status):
+def test_authorization(make_metadata, given, status):
     """The container endpoint wants the token of the configuration, to the letter, in Authorization."""
-    imds = make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n")
+    metadata = make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n")
 
-    assert ask(imds, "/v2/credentials/BaseIAMRole", **given).status == status
+    assert ask(metadata, "/v2/credentials/BaseIAMRole", **given).status == status
 
 
-def test_authorization_that_is_not_asked_for(make_imds):
+def test_authorization_that_is_not_asked_for(make_metadata):
     """Without a token in the configuration any Authorization will do."""
-    assert ask(make_imds(), "/v2/credentials/BaseIAMRole", Authorization="whatever").status == 200
+    assert ask(make_metadata(), "/v2/credentials/BaseIAMRole", Authorization="whatever").status == 200
 
 
-def test_refusal_of_the_container_endpoint(make_imds):
+def test_refusal_of_the_container_endpoint(make_metadata):
     """A refusal has Code and Message, and nothing of the token."""
-    answer = ask(make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"), "/v2/credentials/BaseIAMRole")
 
     assert sorted(answer.document) == ["Code", "Message"]
     assert "c2VjcmV0" not in answer.body
 
 
-def test_unknown_role_is_not_told_without_authorization(make_imds):
+def test_unknown_role_is_not_told_without_authorization(make_metadata):
     """Which roles there are is told to those only who have the token."""
-    imds = make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n")
+    metadata = make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n")
 
-    assert ask(imds, "/v2/credentials/Other").status == 401
+    assert ask(metadata, "/v2/credentials/Other").status == 401
 
 
-def test_authorization_is_for_the_container_endpoint(make_imds):
+def test_authorization_is_for_the_container_endpoint(make_metadata):
     """The metadata tree does not ask for the token of the container endpoint."""
-    assert ask(make_imds("[container]\nauthorization-token = Basic c2VjcmV0\n"), CREDENTIALS).status == 200
+    assert ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"), CREDENTIALS).status == 200
 
 
-def test_container_needs_no_session_token(make_imds):
+def test_container_needs_no_session_token(make_metadata):
     """Where session tokens are required the container endpoint does without."""
-    imds = make_imds("[metadata-options]\nhttp-tokens = required\n")
+    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n")
 
-    assert ask(imds, "/v2/credentials/BaseIAMRole").status == 200
-    assert ask(imds, CREDENTIALS).status == 401
-    assert ask(imds, CREDENTIALS, **{TOKEN_HEADER: TOKENS.issue(60)}).status == 200
+    assert ask(metadata, "/v2/credentials/BaseIAMRole").status == 200
+    assert ask(metadata, CREDENTIALS).status == 401
+    assert ask(metadata, CREDENTIALS, **{TOKEN_HEADER: TOKENS.issue(60)}).status == 200
 
 
-def test_failed_source_at_the_metadata_endpoint(make_imds):
+def test_failed_source_at_the_metadata_endpoint(make_metadata):
     """Without credentials the answer is 200 with another Code and a Message, and without keys."""
-    answer = ask(make_imds("[credentials]\nsource = profile\nfile = /nowhere\n"), CREDENTIALS)
+    answer = ask(make_metadata("[credentials]\nsource = profile\nfile = /nowhere\n"), CREDENTIALS)
 
     assert answer.status == 200
     assert list(answer.document) == ["Code", "Message", "LastUpdated"]
     assert answer.document["Code"] == "Failed"
 
 
-def test_failed_source_at_the_container_endpoint(make_imds):
+def test_failed_source_at_the_container_endpoint(make_metadata):
     """Without credentials the container endpoint answers 503 with Code and Message."""
-    answer = ask(make_imds("[credentials]\nsource = profile\nfile = /nowhere\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[credentials]\nsource = profile\nfile = /nowhere\n"), "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 503
     assert sorted(answer.document) == ["Code", "Message"]
 
 
-def test_extended_path_by_default(make_imds):
+def test_extended_path_by_default(make_metadata):
     """The extended path is 404 unless asked for: clients fall back on exactly that."""
-    imds = make_imds()
+    metadata = make_metadata()
 
     for path in "iam/security-credentials-extended", "iam/security-credentials-extended/BaseIAMRole":
-        assert ask(imds, META + path).status == 404
+        assert ask(metadata, META + path).status == 404
 
 
-def test_extended_path(make_imds):
+def test_extended_path(make_metadata):
     """The extended path lists the role and gives its credentials with the account id."""
-    imds = make_imds("[credentials]\nextended = yes\n[instance]\naccount-id = 111122223333\n")
-    extended = ask(imds, META + "iam/security-credentials-extended/BaseIAMRole").document
+    metadata = make_metadata("[credentials]\nextended = yes\n[instance]\naccount-id = 111122223333\n")
+    extended = ask(metadata, META + "iam/security-credentials-extended/BaseIAMRole").document
 
-    assert value(imds, META + "iam/security-credentials-extended/") == "BaseIAMRole"
-    assert extended == dict(ask(imds, CREDENTIALS).document, AccountId="111122223333")
+    assert value(metadata, META + "iam/security-credentials-extended/") == "BaseIAMRole"
+    assert extended == dict(ask(metadata, CREDENTIALS).document, AccountId="111122223333")
 
 
-def test_extended_path_without_role(make_imds):
+def test_extended_path_without_role(make_metadata):
     """Without a role there is no extended path either."""
-    imds = make_imds("[credentials]\nextended = yes\nrole =\n")
+    metadata = make_metadata("[credentials]\nextended = yes\nrole =\n")
 
-    assert ask(imds, META + "iam/security-credentials-extended").status == 404
+    assert ask(metadata, META + "iam/security-credentials-extended").status == 404

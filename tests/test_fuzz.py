@@ -7,10 +7,12 @@ import json
 import os
 import re
 import socket
+import threading
 
 import pytest
 
 import fake_metadata
+from conversation import converse
 from service import CREDENTIALS, TOKEN_HEADER, TTL_HEADER, receive_all
 from wire import request
 
@@ -18,6 +20,7 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st  # noqa: E402
 
 TOKEN_PATH = "/latest/api/token"
+TOKENS = fake_metadata.SessionTokens(b"key")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 STATUSES = {400, 413, 414, 417, 431, 501, 505}  # of what is not a well-formed request
 
@@ -88,14 +91,11 @@ REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), c
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Return a server that does not listen, with all it needs to answer."""
-    class Options:
-        config, log, address = None, str(tmp_path_factory.mktemp("fuzz") / "log"), "127.0.0.1:0"
-
-    daemon = fake_metadata.Daemon(Options, {})
-    yield daemon.server
-    daemon.server.server_close()
+def metadata():
+    """Make a service with nothing configured, of which no server is needed."""
+    config = fake_metadata.load_config(None, {})
+    credentials = fake_metadata.make_credentials(config, lambda words: None, None)
+    return fake_metadata.MetadataService(config, credentials, "a box")
 
 
 def read(received):
@@ -111,17 +111,14 @@ def read(received):
 @given(data=REQUESTS)
 @example(data=b"")
 @example(data=b"\r")
-def test_any_bytes_are_a_request_or_refused(server, data):
+def test_any_bytes_are_a_request_or_refused(metadata, data):
     """Bytes are a request, the beginning of one, or refused; a request is answered in form, and not with 500."""
     outcome = read(data)
     if not isinstance(outcome, tuple) or outcome[1] is None:
         return
-    handler = server.handle(outcome[0], 0)
-    try:
-        answer = handler.respond()
-    except fake_metadata.Postponed:  # there are no credentials yet
-        return
-    assert handler.status != 500, handler.reason
+    _, client = converse(metadata, TOKENS, data[:outcome[1]])
+    answer = re.sub(rb"\AHTTP/1\.1 100 Continue\r\n\r\n", b"", client.sent)
+    assert not answer.startswith(b"HTTP/1.1 500 ")
     check_answer(answer, outcome[0].method)
 
 
@@ -157,10 +154,9 @@ def test_any_bytes_can_be_logged(line):
 @example(fields={"\"\\\b\0\x1f\x7f\u2028\xe9\U0001f600": "\\u0041\n"})
 def test_any_text_in_json(fields):
     """Documents are JSON, whatever the tags and values in them."""
-    items = list(fields.items())
-    assert json.loads(fake_metadata.compact_json(items)) == json.loads(fake_metadata.pretty_json(items)) == fields
-    assert json.loads(fake_metadata.pretty_json([("none", None), ("list", list(fields))])) == {
-        "none": None, "list": list(fields)}
+    assert json.loads(fake_metadata.pretty_json(fields)) == fields
+    lists = {"none": None, "list": list(fields)}
+    assert json.loads(fake_metadata.pretty_json(lists)) == lists
 
 
 @look(max_examples=max(40, EXAMPLES // 4))
@@ -188,11 +184,10 @@ def test_nothing_strange_in_the_log(service):
 
 # ---------------------------------------------------------------- configuration ----------------
 
-SECTION_NAMES = re.findall(r"\[([a-z][^\]]*)\]", fake_metadata.SETTINGS)
-KEYS_OF_SECTIONS = [(section, line.split()[0]) for block in re.split(r"\n(?=\[)", fake_metadata.SETTINGS)
-                    for section in re.findall(r"\[([a-z][^\]]*)\]", block.partition("\n")[0])
-                    for line in block.split("\n")[1:] if line]
-KEY_NAMES = sorted(set(re.findall(r"^([a-z][\w-]+) ", fake_metadata.SETTINGS, re.MULTILINE)))
+SECTION_NAMES = sorted(fake_metadata.SETTINGS)
+KEYS_OF_SECTIONS = [(section, key) for section in SECTION_NAMES
+                    for key in fake_metadata.SETTINGS[section]]
+KEY_NAMES = sorted({key for _, key in KEYS_OF_SECTIONS})
 SECTIONS = st.one_of(st.sampled_from(SECTION_NAMES), st.text(max_size=12))
 KEYS = st.one_of(st.sampled_from(KEY_NAMES), st.text(max_size=12))
 WORDS = st.sampled_from("""+90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay
@@ -220,15 +215,21 @@ def test_any_configuration_is_good_or_refused(tmp_path, text):
     path = tmp_path / "fuzz.conf"
     path.write_bytes(text)
     try:
-        config = fake_metadata.load_config(str(path), {})
-        rotations = fake_metadata.make_rotations(config, lambda words: None, lambda callback: None)
-        imds = fake_metadata.Imds(config, rotations, "a box")
+        metadata = make_metadata(path)
     except fake_metadata.ConfigError as error:
         assert "\n" not in str(error)
         return
-    for path in imds.paths()[:300]:
-        found = imds.find(path)
-        assert isinstance(found, fake_metadata.Live) or isinstance(found.body, bytes)
+    for path in metadata.paths()[:300]:
+        found = metadata.find(path)
+        assert isinstance(found, (fake_metadata.RotatingDocument, fake_metadata.Document))
+
+
+def make_metadata(path):
+    """Make the service of a configuration; nothing is fetched for it."""
+    config = fake_metadata.load_config(str(path), {})
+    credentials = fake_metadata.make_credentials(
+        config, lambda words: None, lambda callback: None)
+    return fake_metadata.MetadataService(config, credentials, "a box")
 
 
 @look(max_examples=EXAMPLES * 2)
@@ -239,18 +240,12 @@ def test_any_value_is_good_or_refused(tmp_path, pair, name, value):
     path = tmp_path / "value.conf"
     path.write_text("[%s]\n%s = %s\n" % (section, key, " ".join(value.split())), encoding="utf-8", errors="replace")
     try:
-        config = fake_metadata.load_config(str(path), {})
-        fake_metadata.Imds(config, fake_metadata.make_rotations(config, lambda words: None, lambda call: None), "a box")
+        make_metadata(path)
     except fake_metadata.ConfigError as error:
         assert "\n" not in str(error) and "[%s]" % section in str(error)
 
 
 # ---------------------------------------------------------------- credentials ------------------
-
-def at_once(seconds=0):
-    """Tell that a fetch is not cancelled, without waiting."""
-    return False
-
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -302,11 +297,11 @@ def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
 
 def check_source(source, changes, content, run_command):
     """Check that a source gives whole Keys from which documents can be made, or raises SourceError."""
-    wanted = fake_metadata.Record(fake_metadata.load_config(None, {}).credentials, source=source, **changes)
+    wanted = dict(fake_metadata.default_settings("role NAME"), source=source, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_metadata, "run_command", run_command)
         try:
-            keys = fake_metadata.SOURCES[source](wanted, os.urandom, at_once)
+            keys = fake_metadata.SOURCES[source].fetch(wanted, os.urandom, threading.Event())
         except fake_metadata.SourceError as error:
             assert "\n" not in str(error) and "secret\"" not in str(error)
             return
@@ -314,4 +309,6 @@ def check_source(source, changes, content, run_command):
     assert isinstance(keys.session_token, str)
     expiration = 2e9 if keys.expiration is None else keys.expiration
     made = fake_metadata.Credentials(keys, 1.9e9, expiration)
-    assert json.loads(made.document())["AccessKeyId"] == json.loads(made.container_document("arn", "1"))["AccessKeyId"]
+    document = json.loads(fake_metadata.credentials_document(made))
+    of_container = json.loads(fake_metadata.container_document(made, "arn", "1"))
+    assert document["AccessKeyId"] == of_container["AccessKeyId"] == keys.access_key_id

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 import fake_metadata
-from fake_metadata import Live, box_id
+from fake_metadata import box_id
 
 META = "/latest/meta-data/"
 DOCUMENT = "/latest/dynamic/instance-identity/document"
@@ -37,17 +37,18 @@ PUBLIC = "[instance]\n%slocal-ipv4 = 10.0.0.5\npublic-ipv4 = 198.51.100.7\n" % M
 TAGS = "[metadata-options]\ninstance-metadata-tags = enabled\n"
 
 CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its value or None
-    ("ancestor-ami-ids", "[instance]\nancestor-ami-ids = ami-11111111, ami-22222222\n", "ami-11111111\nami-22222222"),
+    ("ancestor-ami-ids", "[metadata]\nancestor-ami-ids = ami-11111111\n  ami-22222222\n",
+     "ami-11111111\nami-22222222"),
     ("autoscaling/target-lifecycle-state", "[events]\ntarget-lifecycle-state = InService\n", "InService"),
     ("block-device-mapping/ebs1", "[instance]\nebs-volumes = sdf, sdg\n", "sdf"),
     ("block-device-mapping/ebs2", "[instance]\nebs-volumes = sdf, sdg\n", "sdg"),
     ("block-device-mapping/ephemeral0", "[instance]\nephemeral-volumes = sdb\n", "sdb"),
-    ("block-device-mapping/swap", "[instance]\nswap-device = sda3\n", "sda3"),
+    ("block-device-mapping/swap", "[metadata]\nblock-device-mapping/swap = sda3\n", "sda3"),
     ("elastic-gpus/associations/egpu-1", "[metadata]\nelastic-gpus/associations/egpu-1 = {}\n", "{}"),
     ("elastic-inference/associations/eia-1", "[metadata]\nelastic-inference/associations/eia-1 = {}\n", "{}"),
     ("events/recommendations/rebalance", "[events]\nrebalance-recommendation = +0s\n",
      '{"noticeTime": "2026-12-01T08:00:00Z"}'),
-    ("hibernation/configured", "[instance]\nhibernation = true\n", "true"),
+    ("hibernation/configured", "[metadata]\nhibernation/configured = true\n", "true"),
     ("iam/info", "", None),
     ("iam/security-credentials/BaseIAMRole", "", None),
     ("iam/security-credentials-extended/BaseIAMRole", "[credentials]\nextended = yes\n", None),
@@ -64,9 +65,9 @@ CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its 
     (MACS + "public-ipv4s", PUBLIC, "198.51.100.7"),
     (MACS + "subnet-ipv6-cidr-blocks", IPV6, "2001:db8:8:4::/64"),
     (MACS + "vpc-ipv6-cidr-blocks", IPV6, "2001:db8:8::/56"),
-    ("placement/group-name", "[instance]\nplacement-group = a-placement-group\n", "a-placement-group"),
-    ("placement/host-id", "[instance]\nhost-id = h-0da999999f9999fb9\n", "h-0da999999f9999fb9"),
-    ("placement/partition-number", "[instance]\npartition-number = 1\n", "1"),
+    ("placement/group-name", "[metadata]\nplacement/group-name = my-group\n", "my-group"),
+    ("placement/host-id", "[metadata]\nplacement/host-id = h-0da999999f9999fb9\n", "h-0da999999f9999fb9"),
+    ("placement/partition-number", "[metadata]\nplacement/partition-number = 1\n", "1"),
     ("product-codes", "[instance]\nproduct-codes = 3iplms73etrdhxdepv72l6ywj\n", "3iplms73etrdhxdepv72l6ywj"),
     ("public-hostname", PUBLIC, "ec2-198-51-100-7.compute-1.amazonaws.com"),
     ("public-ipv4", PUBLIC, "198.51.100.7"),
@@ -112,33 +113,33 @@ IDENTITIES = {
 }
 
 
-def value(imds, path):
+def value(metadata, path):
     """Return the text at a path, or None."""
-    found = imds.find(path)
-    leaf = found.leaf() if isinstance(found, Live) else found
-    return leaf and leaf.body.decode()
+    found = metadata.find(path)
+    document = found and found.current()
+    return document and document.body.decode()
 
 
-def crawl(imds, path=META[:-1]):
+def crawl(metadata, path=META[:-1]):
     """Return {path: text} of all that a crawler such as cloud-init finds below a directory."""
     found = {}
-    for name in value(imds, path).split("\n"):
+    for name in value(metadata, path).split("\n"):
         if path.endswith("/public-keys"):
             name = name.partition("=")[0] + "/"
         if name.endswith("/"):
-            found.update(crawl(imds, path + "/" + name[:-1]))
+            found.update(crawl(metadata, path + "/" + name[:-1]))
         else:
-            found[path + "/" + name] = value(imds, path + "/" + name)
+            found[path + "/" + name] = value(metadata, path + "/" + name)
     return found
 
 
 class Tree:
     """All values of an instance, as a crawler finds them."""
 
-    def __init__(self, imds):
-        self.values = dict(crawl(imds), **crawl(imds, "/latest/dynamic"))
+    def __init__(self, metadata):
+        self.values = dict(crawl(metadata), **crawl(metadata, "/latest/dynamic"))
         self.document = json.loads(self.values[DOCUMENT])
-        self.macs = [name[:-1] for name in value(imds, META + "network/interfaces/macs").split("\n")]
+        self.macs = [name[:-1] for name in value(metadata, META + "network/interfaces/macs").split("\n")]
 
     def __getitem__(self, path):
         return self.values.get(META + path)
@@ -161,49 +162,50 @@ def tree(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("identity") / "fake-metadata.conf"
     path.write_text(IDENTITIES[request.param])
     config = fake_metadata.load_config(str(path), {})
-    return Tree(fake_metadata.Imds(config, fake_metadata.make_rotations(config, print, None), "a box"))
+    credentials = fake_metadata.make_credentials(config, print, None)
+    return Tree(fake_metadata.MetadataService(config, credentials, "a box"))
 
 
-def listed(imds, path):
+def listed(metadata, path):
     """Tell whether a path and each directory above it are in the listing above them, as a crawler needs it."""
     parts = path.split("/")
-    return all(name in (value(imds, "/".join(parts[:depth])) or "").split("\n") for depth, name in (
+    return all(name in (value(metadata, "/".join(parts[:depth])) or "").split("\n") for depth, name in (
         (depth, part + "/" * (depth + 1 < len(parts))) for depth, part in enumerate(parts) if depth >= 3))
 
 
 # Every path.
 
 @pytest.mark.parametrize("text", ["", BARE], ids=["default", "bare"])
-def test_paths_that_are_always_there(make_imds, text):
+def test_paths_that_are_always_there(make_metadata, text):
     """What every instance has is there and listed, with nothing configured and on a bare instance."""
-    imds = make_imds(text)
-    paths = [META + path.replace("{mac}", value(imds, META + "mac")) for path in ALWAYS]
+    metadata = make_metadata(text)
+    paths = [META + path.replace("{mac}", value(metadata, META + "mac")) for path in ALWAYS]
 
-    assert [path for path in paths if not value(imds, path)] == []
-    assert [path for path in paths if not listed(imds, path)] == []
+    assert [path for path in paths if not value(metadata, path)] == []
+    assert [path for path in paths if not listed(metadata, path)] == []
 
 
 @pytest.mark.parametrize("path, text, expected", CONDITIONAL)
-def test_path_that_is_asked_for(make_imds, path, text, expected):
+def test_path_that_is_asked_for(make_metadata, path, text, expected):
     """What only some instances have is there and listed when the configuration asks for it."""
-    imds = make_imds(text)
+    metadata = make_metadata(text)
 
-    assert value(imds, META + path) is not None if expected is None else value(imds, META + path) == expected
-    assert path.startswith("public-keys") or listed(imds, META + path)
+    assert value(metadata, META + path) is not None if expected is None else value(metadata, META + path) == expected
+    assert path.startswith("public-keys") or listed(metadata, META + path)
 
 
-def test_paths_that_are_not_asked_for(make_imds):
+def test_paths_that_are_not_asked_for(make_metadata):
     """What only some instances have is neither there nor listed on a bare instance."""
-    imds = make_imds(BARE + MAC)
+    metadata = make_metadata(BARE + MAC)
     paths = {META + path for path, _, _ in CONDITIONAL}
 
-    assert [path for path in paths if imds.find(path)] == []
-    assert [path for path in paths if listed(imds, path)] == []
+    assert [path for path in paths if metadata.find(path)] == []
+    assert [path for path in paths if listed(metadata, path)] == []
 
 
-def test_no_empty_directories(make_imds):
+def test_no_empty_directories(make_metadata):
     """No directory is listed that has nothing in it."""
-    assert "" not in crawl(make_imds(BARE)).values()
+    assert "" not in crawl(make_metadata(BARE)).values()
 
 
 @pytest.mark.parametrize("path", [
@@ -213,17 +215,17 @@ def test_no_empty_directories(make_imds):
     "/latest/dynamic/instance-identity/rsa2048", META + "spot", META + "tags", META + "tag-sets", META + "autoscaling",
     META + "events/recommendations", META + "public-keys", META + "no-such-thing", META + "instance-id/x",
     META + "iam/security-credentials/OtherRole", "/2021-03-24", "/nothing"])
-def test_path_that_is_not_there(make_imds, path):
+def test_path_that_is_not_there(make_metadata, path):
     """What is not on a default instance is not found."""
-    assert make_imds().find(path) is None
+    assert make_metadata().find(path) is None
 
 
-def test_monitoring(make_imds):
-    """The legacy path of detailed monitoring is there if asked for, and listed."""
-    imds = make_imds("[instance]\nmonitoring = enabled\n")
+def test_whole_path(make_metadata):
+    """A value of one's own may be at a whole path, outside of meta-data/, and is listed there."""
+    metadata = make_metadata("[metadata]\n/latest/dynamic/fws/instance-monitoring = enabled\n")
 
-    assert value(imds, "/latest/dynamic/fws/instance-monitoring") == "enabled"
-    assert value(imds, "/latest/dynamic") == "fws/\ninstance-identity/"
+    assert value(metadata, "/latest/dynamic/fws/instance-monitoring") == "enabled"
+    assert value(metadata, "/latest/dynamic") == "fws/\ninstance-identity/"
 
 
 @pytest.mark.parametrize("path, expected", [
@@ -247,57 +249,57 @@ def test_monitoring(make_imds):
     (META + "placement", "availability-zone\navailability-zone-id\nregion"),
     (META + "services", "domain\npartition"),
 ])
-def test_listing(make_imds, path, expected):
+def test_listing(make_metadata, path, expected):
     """A listing is in order, joined by line feeds without a final one, with a slash behind directories."""
-    assert value(make_imds(), path) == expected
+    assert value(make_metadata(), path) == expected
 
 
-def test_listing_of_meta_data(make_imds):
+def test_listing_of_meta_data(make_metadata):
     """The listing of meta-data/ is that of a real instance with the same things."""
-    assert value(make_imds(BARE), META[:-1]).split("\n") == """
+    assert value(make_metadata(BARE), META[:-1]).split("\n") == """
         ami-id ami-launch-index ami-manifest-path block-device-mapping/ events/ hostname identity-credentials/
         instance-action instance-id instance-life-cycle instance-type local-hostname local-ipv4 mac metrics/ network/
         placement/ profile reservation-id security-groups services/ system""".split()
 
 
-def test_listing_of_an_interface(make_imds):
+def test_listing_of_an_interface(make_metadata):
     """The listing of an interface without public address and IPv6 is that of a real one."""
-    imds = make_imds(BARE + MAC)
+    metadata = make_metadata(BARE + MAC)
 
-    assert value(imds, META + MACS[:-1]).split("\n") == """
+    assert value(metadata, META + MACS[:-1]).split("\n") == """
         device-number interface-id local-hostname local-ipv4s mac owner-id security-group-ids security-groups subnet-id
         subnet-ipv4-cidr-block vpc-id vpc-ipv4-cidr-block vpc-ipv4-cidr-blocks""".split()
 
 
-def test_listings_lead_to_all_values(make_imds):
+def test_listings_lead_to_all_values(make_metadata):
     """A crawler that follows the listings finds every value, and every name that is listed has one."""
-    imds = make_imds(IDENTITIES["three interfaces"] + TAGS + "[tags]\nName = x\n"
+    metadata = make_metadata(IDENTITIES["three interfaces"] + TAGS + "[tags]\nName = x\n"
                      "[instance]\nkey-name = k\nebs-volumes = sdf\n")
-    found = dict(crawl(imds), **crawl(imds, "/latest/dynamic"))
+    found = dict(crawl(metadata), **crawl(metadata, "/latest/dynamic"))
 
-    assert sorted(found) == [path for path in imds.paths() if path.startswith((META, "/latest/dynamic/"))
+    assert sorted(found) == [path for path in metadata.paths() if path.startswith((META, "/latest/dynamic/"))
                              and not path.endswith("/public-keys")]
     assert None not in found.values()
 
 
-def test_public_keys(make_imds):
+def test_public_keys(make_metadata):
     """public-keys/ lists index=name without a slash, as cloud-init and facter read it."""
-    imds = make_imds("[instance]\nkey-name = my key\n")
+    metadata = make_metadata("[instance]\nkey-name = my key\n")
 
-    assert value(imds, META + "public-keys") == "0=my key"
-    assert value(imds, META + "public-keys/0") == "openssh-key"
+    assert value(metadata, META + "public-keys") == "0=my key"
+    assert value(metadata, META + "public-keys/0") == "openssh-key"
 
 
-def test_generated_public_key(make_imds):
+def test_generated_public_key(make_metadata):
     """The key made for a key name is an ed25519 key with the name as comment and one line feed at its end."""
-    key = value(make_imds("[instance]\nkey-name = my-key\n"), META + "public-keys/0/openssh-key")
+    key = value(make_metadata("[instance]\nkey-name = my-key\n"), META + "public-keys/0/openssh-key")
 
     assert re.fullmatch(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[\w+/]{43} my-key\n", key)
 
 
-def test_name_in_the_public_key(make_imds):
+def test_name_in_the_public_key(make_metadata):
     """Without a key name the comment of the public key is the name."""
-    assert value(make_imds("[instance]\npublic-key = %s\n" % KEY), META + "public-keys") == "0=my-key"
+    assert value(make_metadata("[instance]\npublic-key = %s\n" % KEY), META + "public-keys") == "0=my-key"
 
 
 # One identity.
@@ -332,9 +334,9 @@ def test_no_other_region_anywhere(tree):
     ("us-east-1-wl1-bos-wlz-1", "us-east-1", "use1-wl1-bos-wlz1", "aws", "amazonaws.com", "ec2.internal",
      "compute-1.amazonaws.com"),
 ])
-def test_what_follows_from_a_zone(make_imds, zone, region, zone_id, partition, domain, local, public):
+def test_what_follows_from_a_zone(make_metadata, zone, region, zone_id, partition, domain, local, public):
     """Region, zone id, partition, domain and the ends of host names follow from the zone."""
-    tree = Tree(make_imds("[instance]\navailability-zone = %s\nlocal-ipv4 = 10.0.0.5\n"
+    tree = Tree(make_metadata("[instance]\navailability-zone = %s\nlocal-ipv4 = 10.0.0.5\n"
                           "public-ipv4 = 198.51.100.7\n" % zone))
 
     assert (tree["placement/region"], tree["placement/availability-zone-id"]) == (region, zone_id)
@@ -436,14 +438,6 @@ def test_addresses_are_in_their_subnet_and_subnets_in_their_vpc(tree):
                 assert any(is_within(item, block) for block in tree.lines(mac, outer)), (inner, item)
 
 
-def test_one_vpc_has_one_set_of_blocks(tree):
-    """Interfaces in the same VPC agree on its blocks."""
-    vpcs = {(tree.of(mac, "vpc-id"), tree.of(mac, "vpc-ipv4-cidr-blocks"), tree.of(mac, "vpc-ipv6-cidr-blocks"))
-            for mac in tree.macs}
-
-    assert len(vpcs) == len({vpc for vpc, _, _ in vpcs})
-
-
 def test_one_block_is_one_subnet(tree):
     """Interfaces whose subnet has the same block in the same VPC are in the same subnet."""
     seen = {}
@@ -474,9 +468,9 @@ def test_owner_of_each_interface(tree):
     assert {tree.of(mac, "owner-id") for mac in tree.macs} == {tree.document["accountId"]}
 
 
-def test_root_device(make_imds):
+def test_root_device(make_metadata):
     """The block device mapping names the root device with and without its directory."""
-    tree = Tree(make_imds("[instance]\nroot-device = /dev/sda1\n"))
+    tree = Tree(make_metadata("[instance]\nroot-device = /dev/sda1\n"))
 
     assert (tree["block-device-mapping/ami"], tree["block-device-mapping/root"]) == ("sda1", "/dev/sda1")
 
@@ -488,9 +482,9 @@ def test_root_device(make_imds):
     ("m5.metal", "x86_64", "nitro"), ("t2.micro", "x86_64", "xen"), ("m3.medium", "x86_64", "xen"),
     ("g3s.xlarge", "x86_64", "xen"), ("u-6tb1.112xlarge", "x86_64", "nitro"),
     ("u7i-12tb.224xlarge", "x86_64", "nitro")])
-def test_what_follows_from_the_instance_type(make_imds, instance_type, architecture, system):
+def test_what_follows_from_the_instance_type(make_metadata, instance_type, architecture, system):
     """Architecture and system follow from the instance type."""
-    tree = Tree(make_imds("[instance]\ninstance-type = %s\n" % instance_type))
+    tree = Tree(make_metadata("[instance]\ninstance-type = %s\n" % instance_type))
 
     assert (tree.document["architecture"], tree["system"]) == (architecture, system)
 
@@ -498,18 +492,18 @@ def test_what_follows_from_the_instance_type(make_imds, instance_type, architect
 @pytest.mark.parametrize("text, expected", [
     ("", "on-demand"), ("[events]\nspot-interruption = +1h terminate\n", "spot"),
     ("[instance]\ninstance-life-cycle = scheduled\n[events]\nspot-interruption = +1h terminate\n", "scheduled")])
-def test_life_cycle(make_imds, text, expected):
+def test_life_cycle(make_metadata, text, expected):
     """An instance that is to be interrupted is a spot instance, unless the configuration says otherwise."""
-    assert value(make_imds(text), META + "instance-life-cycle") == expected
+    assert value(make_metadata(text), META + "instance-life-cycle") == expected
 
 
-def test_identity_document_to_the_byte(make_imds):
+def test_identity_document_to_the_byte(make_metadata):
     """The identity document has the keys, the order and the spacing of the real one, and no final line feed."""
-    imds = make_imds("[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\n"
+    metadata = make_metadata("[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\n"
                      "local-ipv4 = 10.0.0.5\nlaunch-time = 2026-12-01T08:00:00Z\nbilling-products = bp-63a5400a\n"
                      "product-codes = one, two\n")
 
-    assert value(imds, DOCUMENT) == """{
+    assert value(metadata, DOCUMENT) == """{
   "accountId" : "123456789012",
   "architecture" : "x86_64",
   "availabilityZone" : "us-east-1a",
@@ -528,30 +522,30 @@ def test_identity_document_to_the_byte(make_imds):
 }"""
 
 
-def test_iam_info_to_the_byte(make_imds):
+def test_iam_info_to_the_byte(make_metadata):
     """iam/info has the form of the real one."""
     assert re.fullmatch("""{
   "Code" : "Success",
   "LastUpdated" : "2026-12-01T08:00:00Z",
   "InstanceProfileArn" : "arn:aws:iam::123456789012:instance-profile/BaseIAMRole",
   "InstanceProfileId" : "AIPA[A-Z2-7]{17}"
-}""", value(make_imds(), META + "iam/info"))
+}""", value(make_metadata(), META + "iam/info"))
 
 
-def test_identity_info_to_the_byte(make_imds):
+def test_identity_info_to_the_byte(make_metadata):
     """identity-credentials/ec2/info has the form of the real one, with a role and without."""
     for text in "", BARE:
-        assert value(make_imds(text), META + "identity-credentials/ec2/info") == (
+        assert value(make_metadata(text), META + "identity-credentials/ec2/info") == (
             '{\n  "Code" : "Success",\n  "LastUpdated" : "2026-12-01T08:00:00Z",\n  "AccountId" : "123456789012"\n}')
 
 
-def test_last_updated_moves_on(make_imds, clock):
+def test_last_updated_moves_on(make_metadata, clock):
     """LastUpdated of iam/info moves as time goes by, as on a real instance."""
-    imds = make_imds()
+    metadata = make_metadata()
 
     clock.now += 7200
 
-    assert "2026-12-01T10:00:00Z" in value(imds, META + "iam/info")
+    assert "2026-12-01T10:00:00Z" in value(metadata, META + "iam/info")
 
 
 # Which box, which instance.
@@ -567,33 +561,33 @@ SAME = ("ami-id", "placement/region", "placement/availability-zone", "instance-t
      ("[instance]\ninstance-id = i-00000000000000002\n", "a box"))],
     ids=["two boxes", "two instance ids"])
 @pytest.mark.parametrize("path", DIFFERENT + ("interface-id",))
-def test_two_instances_differ(make_imds, one, other, path):
+def test_two_instances_differ(make_metadata, one, other, path):
     """Two boxes, or two instance ids on one box, differ in all that belongs to an instance."""
-    trees = [Tree(make_imds(*instance)) for instance in (one, other)]
+    trees = [Tree(make_metadata(*instance)) for instance in (one, other)]
 
     first, second = [tree[path] or tree.of(tree["mac"], path) for tree in trees]
     assert first != second
 
 
 @pytest.mark.parametrize("path", SAME)
-def test_two_instances_of_one_account_agree(make_imds, path):
+def test_two_instances_of_one_account_agree(make_metadata, path):
     """Two boxes agree on what belongs to the account, the region and the image."""
-    assert Tree(make_imds("", "box 1"))[path] == Tree(make_imds("", "box 2"))[path]
+    assert Tree(make_metadata("", "box 1"))[path] == Tree(make_metadata("", "box 2"))[path]
 
 
-def test_two_instances_are_in_one_vpc(make_imds):
+def test_two_instances_are_in_one_vpc(make_metadata):
     """Two boxes of one account and region are in the same VPC and the same security group."""
-    trees = [Tree(make_imds("", box)) for box in ("box 1", "box 2")]
+    trees = [Tree(make_metadata("", box)) for box in ("box 1", "box 2")]
 
     for key in "vpc-id", "vpc-ipv4-cidr-block", "security-group-ids":
         assert len({tree.of(tree["mac"], key) for tree in trees}) == 1
 
 
-def test_ids_are_stable(make_imds, clock):
+def test_ids_are_stable(make_metadata, clock):
     """The same box is the same instance after a restart, at another time, but for its credentials."""
-    before = Tree(make_imds(IDENTITIES["three interfaces"])).values
+    before = Tree(make_metadata(IDENTITIES["three interfaces"])).values
     clock.now += 86400
-    after = Tree(make_imds(IDENTITIES["three interfaces"])).values
+    after = Tree(make_metadata(IDENTITIES["three interfaces"])).values
 
     assert {path for path in before if before[path] != after.get(path)} == {META + path for path in (
         "iam/info", "iam/security-credentials/BaseIAMRole", "identity-credentials/ec2/info",
@@ -605,19 +599,19 @@ def test_ids_are_stable(make_imds, clock):
     ("mac", "0e(:[0-9a-f]{2}){5}"), ("public-ipv4", r"203\.0\.113\.\d+"), ("local-ipv4", r"172\.31\.\d+\.\d+"),
     ("interface-id", "eni-0[0-9a-f]{16}"), ("subnet-id", "subnet-0[0-9a-f]{16}"), ("vpc-id", "vpc-0[0-9a-f]{16}"),
     ("security-group-ids", "sg-0[0-9a-f]{16}")])
-def test_form_of_ids_made(make_imds, path, pattern):
+def test_form_of_ids_made(make_metadata, path, pattern):
     """Ids and addresses made have the form of real ones; the public address is one for documentation."""
-    tree = Tree(make_imds())
+    tree = Tree(make_metadata())
 
     assert re.fullmatch(pattern, tree[path] or tree.of(tree["mac"], path))
 
 
-def test_launch_is_the_boot_of_the_box(make_imds):
+def test_launch_is_the_boot_of_the_box(make_metadata):
     """With nothing configured the instance was launched when the box booted, and that stays over restarts."""
     with open("/proc/stat") as file:
         booted = int(re.search(r"^btime (\d+)", file.read(), re.MULTILINE).group(1))
 
-    assert Tree(make_imds()).document["pendingTime"] == fake_metadata.utc(booted)
+    assert Tree(make_metadata()).document["pendingTime"] == fake_metadata.utc(booted)
 
 
 def test_box_is_known_by_its_machine_id(tmp_path):
@@ -652,62 +646,62 @@ def test_box_without_machine_id(tmp_path, content):
     ("own = caf\u00e9", "own", "caf\u00e9"),
     ("managed-ssh-keys/active-keys/dev = x", "managed-ssh-keys/active-keys/dev", "x"),
 ])
-def test_own_value(make_imds, text, path, expected):
+def test_own_value(make_metadata, text, path, expected):
     """A value of one's own is added, or replaces what is there, and is listed."""
-    imds = make_imds("[metadata]\n%s\n" % text)
+    metadata = make_metadata("[metadata]\n%s\n" % text)
 
-    assert value(imds, META + path) == expected
-    assert listed(imds, META + path)
+    assert value(metadata, META + path) == expected
+    assert listed(metadata, META + path)
 
 
 @pytest.mark.parametrize("path", ["instance-id", "metrics/vhostmd", "metrics", "iam", "iam/security-credentials",
                                   "network", "public-keys", "events/maintenance/history", "tags"])
-def test_own_value_that_is_empty(make_imds, path):
+def test_own_value_that_is_empty(make_metadata, path):
     """An empty value removes a path and what is below it, from the listings too, and no empty directory stays."""
-    imds = make_imds("[instance]\nkey-name = k\n[metadata]\n%s =\n%s[tags]\na = b\n" % (path, TAGS))
+    metadata = make_metadata("[instance]\nkey-name = k\n[metadata]\n%s =\n%s[tags]\na = b\n" % (path, TAGS))
 
-    assert imds.find(META + path) is None
-    assert not [other for other in imds.paths() if other.startswith(META + path + "/")]
-    assert not listed(imds, META + path)
-    crawl(imds)
+    assert metadata.find(META + path) is None
+    assert not [other for other in metadata.paths() if other.startswith(META + path + "/")]
+    assert not listed(metadata, META + path)
+    crawl(metadata)
 
 
-def test_removing_what_is_not_there(make_imds):
+def test_removing_what_is_not_there(make_metadata):
     """An empty value for a path that is not there changes nothing."""
-    assert make_imds("[metadata]\nno/such/path =\n").paths() == make_imds().paths()
+    assert make_metadata("[metadata]\nno/such/path =\n").paths() == make_metadata().paths()
 
 
-def test_own_value_beside_what_it_replaces(make_imds):
+def test_own_value_beside_what_it_replaces(make_metadata):
     """A directory can be taken away and made anew, in this order."""
-    imds = make_imds("[metadata]\nplacement =\nplacement/region = mars-1\n")
+    metadata = make_metadata("[metadata]\nplacement =\nplacement/region = mars-1\n")
 
-    assert value(imds, META + "placement") == "region"
+    assert value(metadata, META + "placement") == "region"
 
 
 @pytest.mark.parametrize("text", [
     "", "[tags]\nName = x\n", "[tags]\nName = x\n[metadata-options]\ninstance-metadata-tags = disabled\n"])
-def test_tags_that_are_off(make_imds, text):
+def test_tags_that_are_off(make_metadata, text):
     """Tags are not there unless instance-metadata-tags is enabled."""
-    imds = make_imds(text)
+    metadata = make_metadata(text)
 
-    assert imds.find(META + "tags") is None
-    assert imds.find(META + "tag-sets") is None
+    assert metadata.find(META + "tags") is None
+    assert metadata.find(META + "tag-sets") is None
 
 
-def test_tags_that_are_on_and_none(make_imds):
+def test_tags_that_are_on_and_none(make_metadata):
     """Without tags there is no tags/, and tag-sets/instance is an empty object."""
-    imds = make_imds(TAGS)
+    metadata = make_metadata(TAGS)
 
-    assert imds.find(META + "tags") is None
-    assert value(imds, META + "tag-sets") == "instance"
+    assert metadata.find(META + "tags") is None
+    assert value(metadata, META + "tag-sets") == "instance"
 
 
-def test_tags_in_order(make_imds):
+def test_tags_in_order(make_metadata):
     """Tags are listed in order, one per line."""
-    imds = make_imds(TAGS + "[tags]\nb = 2\na:c@d = 1\nB = 3\n")
+    metadata = make_metadata(TAGS + "[tags]\nb = 2\na:c@d = 1\nB = 3\n")
 
-    assert value(imds, META + "tags") == "instance/"
-    assert value(imds, META + "tags/instance") == "B\na:c@d\nb"
+    assert value(metadata, META + "tags") == "instance/"
+    assert value(metadata, META + "tags/instance") == "B\na:c@d\nb"
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -716,29 +710,30 @@ def test_tags_in_order(make_imds):
     ("text = caf\u00e9", "caf\u00e9".encode()),
     ("text = %s" % ("x" * 16384), b"x" * 16384),
 ])
-def test_user_data_in_the_configuration(make_imds, text, expected):
+def test_user_data_in_the_configuration(make_metadata, text, expected):
     """User data can stand in the configuration, up to 16 KiB."""
-    assert make_imds("[user-data]\n%s\n" % text).find("/latest/user-data").body == expected
+    assert make_metadata("[user-data]\n%s\n" % text).find("/latest/user-data").body == expected
 
 
 @pytest.mark.parametrize("content", [b"#!/bin/sh\n\n  indented\n# comment\n", b"\x1f\x8b\0\xff\r\n", os.urandom(16384)],
                          ids=["script", "gzip", "16 KiB"])
-def test_user_data_in_a_file(make_imds, tmp_path, content):
+def test_user_data_in_a_file(make_metadata, tmp_path, content):
     """User data from a file are its bytes, as application/octet-stream."""
     (tmp_path / "user-data").write_bytes(content)
 
-    leaf = make_imds("[user-data]\nfile = %s\n" % (tmp_path / "user-data")).find("/latest/user-data")
+    text = "[user-data]\nfile = %s\n" % (tmp_path / "user-data")
+    document = make_metadata(text).find("/latest/user-data")
 
-    assert leaf.body == content
-    assert b"Content-Type: application/octet-stream\r\n" in leaf.head
+    assert document.body == content
+    assert b"Content-Type: application/octet-stream\r\n" in document.first_headers
 
 
-def test_no_user_data(make_imds, tmp_path):
+def test_no_user_data(make_metadata, tmp_path):
     """Without user data, and with an empty file, there is no user-data."""
     (tmp_path / "user-data").write_bytes(b"")
 
-    assert make_imds().find("/latest/user-data") is None
-    assert make_imds("[user-data]\nfile = %s\n" % (tmp_path / "user-data")).find("/latest/user-data") is None
+    assert make_metadata().find("/latest/user-data") is None
+    assert make_metadata("[user-data]\nfile = %s\n" % (tmp_path / "user-data")).find("/latest/user-data") is None
 
 
 def test_user_data_over_the_limit(check, tmp_path):
@@ -785,13 +780,13 @@ def test_dump(tmp_path, capfd):
     assert META + "tags/instance/Name\n    x\n" in said.out
 
 
-def test_dump_has_every_path_once(tmp_path, capfd, make_imds):
+def test_dump_has_every_path_once(tmp_path, capfd, make_metadata):
     """--dump prints every path that has a value, in order, once."""
     assert fake_metadata.main(["--dump"]) == 0
     paths = [line for line in capfd.readouterr().out.split("\n") if line.startswith("/")]
 
     assert [path for path in paths if "/macs/" not in path] == [
-        path for path in make_imds().paths() if "/macs/" not in path]
+        path for path in make_metadata().paths() if "/macs/" not in path]
 
 
 def test_dump_waits_for_credentials(tmp_path, capfd):

@@ -477,43 +477,72 @@ def test_disk_full(serve, tmp_path):
     assert service.get("/recovered")[0] == 404 and wait_for(lambda: "/recovered" in log.read_text())
 
 
-@needs_root
-@needs_proc
-def test_disk_that_becomes_full(serve, tmp_path):
-    """A disk that fills up splits no line; the lines kept are written when there is room again."""
-    port = free_port()
-    disk = tmp_path / "disk"
+@pytest.fixture
+def small_disk(serve, tmp_path):
+    """A service whose log is on a disk of 64 KiB, and that disk as seen from here."""
+    port, disk = free_port(), tmp_path / "disk"
     disk.mkdir()
-    mount = 'mount -t tmpfs -o size=64k none "$0" && exec "$@"'
+    mount = 'mount -t tmpfs -o size=64k none "$0" && head -c 16384 /dev/zero >"$0/other" && exec "$@"'
     service = serve(args=("--log", str(disk / "log")), bind="127.0.0.1:%d" % port, wait=False,
                     within=("unshare", "--mount", "sh", "-c", mount, str(disk)))
     service.port = port
     wait_for(lambda: accepts(port) or service.process.poll() is not None, what="the service")
     if service.process.poll() is not None:
         pytest.skip("no mount namespace: " + service.stderr())
-    seen_from_here = "/proc/%d/root%s/" % (service.process.pid, disk)
+    return service, "/proc/%d/root%s/" % (service.process.pid, disk)
+
+
+def ask_for_numbers(service, count):
+    """Ask for paths that are not there, /0 and so on; each is a line of the log."""
     with Wire(service) as wire:
-        for number in range(1500):
+        for number in range(count):
             wire.send(get(path="/%d" % number))
             assert wire.answer().status == 404
-        assert os.stat(seen_from_here + "log").st_size == 65536
-        os.rename(seen_from_here + "log", seen_from_here + "log.1")
-        with open(seen_from_here + "log.1") as file:
-            first = file.read()
-        os.remove(seen_from_here + "log.1")
-        service.signal(signal.SIGHUP)
-        wait_for(lambda: os.path.exists(seen_from_here + "log"), what="the new log")
-        assert wire.kept()
 
-    def rest():
-        with open(seen_from_here + "log") as file:
-            return file.read()
 
-    wait_for(lambda: "instance-id" in rest(), what="a line in the new log")
-    seen = [int(number) for number in re.findall(r'"GET /(\d+) HTTP', first + rest())]
-    assert seen[:len(seen) - 1] == list(range(len(seen) - 1)), "lost or split"
-    for line in (first.rpartition("\n")[0] + "\n" + first.rpartition("\n")[2] + rest()).split("\n")[:-1]:
-        assert LOG_LINE.fullmatch(line), line
+def numbers_and_losses(text):
+    """Return the numbers asked for, and how many lines are said to be lost."""
+    numbers = [int(number) for number in re.findall(r'"GET /(\d+) HTTP', text)]
+    return numbers, sum(map(int, re.findall(r"(\d+) lines were lost", text)))
+
+
+@needs_root
+@needs_proc
+def test_disk_that_becomes_full(small_disk):
+    """A disk that is full for a while splits no line; how many were lost is said when there is room."""
+    service, disk = small_disk
+    ask_for_numbers(service, 1500)
+    assert os.stat(disk + "log").st_size == 49152
+    os.remove(disk + "other")
+
+    assert service.get("/room-again")[0] == 404
+    wait_for(lambda: "were lost" in _text(disk + "log"), what="the word about the lost lines")
+
+    check_lines(_text(disk + "log"))
+    numbers, lost = numbers_and_losses(_text(disk + "log"))
+    assert numbers == list(range(len(numbers))) and len(numbers) + lost == 1500
+
+
+@needs_root
+@needs_proc
+def test_full_disk_and_rotation(small_disk):
+    """A new log begins with a whole line, and tells what was lost while the disk was full."""
+    service, disk = small_disk
+    ask_for_numbers(service, 1500)
+    first = _text(disk + "log")
+    os.remove(disk + "log")
+    service.signal(signal.SIGHUP)
+    wait_for(lambda: os.path.exists(disk + "log") and "were lost" in _text(disk + "log"), what="the new log")
+
+    check_lines(first.rpartition("\n")[0] + "\n")
+    check_lines(_text(disk + "log"))
+    numbers, lost = numbers_and_losses(first.rpartition("\n")[0] + _text(disk + "log"))
+    assert len(numbers) + lost == 1500
+
+
+def _text(path):
+    with open(path) as file:
+        return file.read()
 
 
 def test_log_folder_gone(serve, tmp_path):
@@ -764,18 +793,6 @@ def test_credentials_file_while_clients_ask(serve, tmp_path):
     assert "Traceback" not in service.stderr()
 
 
-def test_credentials_file_is_read_until_it_is_settled(tmp_path):
-    """A file that is being written when it is read gives no key of one generation with the secret of another."""
-    path = tmp_path / "credentials"
-    path.write_text(profile_text(2)[:60] + profile_text(1)[60:])
-
-    def write_on(seconds):
-        path.write_text(profile_text(2))
-
-    keys = fake_metadata.profile(static_settings(source="profile", file=str(path)), os.urandom, write_on)
-    assert {value[-6:] for value in (keys.access_key_id, keys.secret_access_key, keys.session_token)} == {"000002"}
-
-
 def test_credentials_file_that_others_can_read(serve, tmp_path):
     """A credentials file that others can read is used, with a word in the log."""
     path = tmp_path / "credentials"
@@ -881,19 +898,20 @@ def test_failing_source_is_not_asked_again_and_again(tmp_path):
         attempts.append(now[0])
         raise fake_metadata.SourceError("no")
 
-    rotation = fake_metadata.Rotation("Role", static_settings(), fetch, lambda words: None, clock=lambda: now[0],
-                                      monotonic=lambda: now[0])
+    credentials = fake_metadata.RefreshableCredentials(
+        "Role", settings(), fetch, lambda words: None, clock=lambda: now[0],
+        monotonic=lambda: now[0])
     for second in range(600):
         now[0] = float(second)
-        rotation.tick()
-        assert rotation.current() is None
+        credentials.refresh_if_needed()
+        assert credentials.current() is None
     gaps = [after - before for before, after in zip(attempts, attempts[1:])]
     assert len(attempts) < 20 and gaps == sorted(gaps) and 30 < max(gaps) <= 61
 
 
-def static_settings(**changes):
-    """Return the settings of [credentials], as the configuration has them by default."""
-    return fake_metadata.Record(fake_metadata.load_config(None, {}).credentials, **changes)
+def settings(**changes):
+    """Return the settings of credentials, as the configuration has them by default."""
+    return dict(fake_metadata.default_settings("role NAME"), **changes)
 
 
 # ---------------------------------------------------------------- clock ------------------------
@@ -907,27 +925,27 @@ DAY, HOUR = 86400, 3600
 def test_clock_steps_and_the_rotation(steps, lifetime):
     """At once after a step of the clock the credentials are made before now and expire after, none too late."""
     wall, monotonic = [1.8e9], [1000.0]
-    rotation = fake_metadata.Rotation(
-        "Role", static_settings(lifetime=lifetime), lambda cancelled: fake_metadata.Keys("A" * 20, "s", "t", None, ""),
+    credentials = fake_metadata.RefreshableCredentials(
+        "Role", settings(lifetime=lifetime), lambda cancelled: fake_metadata.Keys("A" * 20, "s"),
         lambda words: None, clock=lambda: wall[0], monotonic=lambda: monotonic[0])
     for step in [0] + steps:
         for second in range(30):
-            good = rotation.current()
+            good = credentials.current()
             assert good and good.last_updated - 1 <= wall[0] < good.expiration <= wall[0] + lifetime + 1
             wall[0], monotonic[0] = wall[0] + 1, monotonic[0] + 1
-            rotation.tick()
+            credentials.refresh_if_needed()
         wall[0] += step
 
 
 def test_two_steps_of_the_clock_in_one_second():
     """Steps that follow each other at once find good credentials too."""
     wall = [1.8e9]
-    rotation = fake_metadata.Rotation(
-        "Role", static_settings(), lambda cancelled: fake_metadata.Keys("A" * 20, "s", "t", None, ""),
+    credentials = fake_metadata.RefreshableCredentials(
+        "Role", settings(), lambda cancelled: fake_metadata.Keys("A" * 20, "s"),
         lambda words: None, clock=lambda: wall[0], monotonic=lambda: 1000.0)
     for step in 0, DAY, -2 * DAY, HOUR, DAY:
         wall[0] += step
-        good = rotation.current()
+        good = credentials.current()
         assert good and good.last_updated - 1 <= wall[0] < good.expiration <= wall[0] + 6 * HOUR
 
 

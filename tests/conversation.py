@@ -1,0 +1,56 @@
+"""Have a Handler answer without a server or a socket: what it would wait for is noted."""
+import socket
+
+import fake_metadata
+
+
+class Loop:
+    """Stands for the server of one handler: nothing waits, and what it would wait for is noted."""
+
+    stopping, now, dated = False, 0.0, (0, b"")
+
+    def __init__(self, metadata, tokens):
+        self.service, self.tokens, self.clock = metadata, tokens, metadata.clock
+        self.log, self.slept = self, []
+
+    def call_later(self, seconds, callback):
+        self.slept.append(seconds)
+
+    def resume(self, handler):
+        raise AssertionError("the test resumes it")
+
+    def request(self, *noted):
+        self.noted = noted
+
+
+class Client:
+    """Stands for the connection of a client that sends some bytes and then closes."""
+
+    family = socket.AF_INET
+
+    def __init__(self, data):
+        self.data, self.sent, self.is_reset = [b"", data], b"", False
+
+    def recv(self, size):
+        return self.data.pop() if self.data else b""
+
+    def send(self, data):
+        self.sent += data
+        return len(data)
+
+    def setsockopt(self, level, option, value):
+        self.is_reset = self.is_reset or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
+
+    def shutdown(self, how):
+        pass
+
+
+def converse(metadata, tokens, data):
+    """Have a handler answer some bytes; return its server and its connection."""
+    loop, client = Loop(metadata, tokens), Client(data)
+    try:
+        for _ in fake_metadata.Handler(client, ("127.0.0.1", 1), loop).handle():
+            pass
+    except OSError:  # the client has closed
+        pass
+    return loop, client
