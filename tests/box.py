@@ -1,9 +1,9 @@
-"""Throw-away Debian boxes: a real init, a network stack of its own, and a fresh disk, all in namespaces.
+"""Throw-away Debian boxes: a real init, a network stack of its own, a fresh disk, in namespaces.
 
     sudo python3 tests/box.py sysvinit 'sh fake-metadata/install.sh && service fake-metadata status'
 
-boots a box of that kind with a copy of this checkout in /home/dev/fake-metadata, runs the command in
-/home/dev, and throws the box away. In a test:
+boots a box of that kind with a copy of this checkout in /home/dev/fake-metadata, runs the command
+in /home/dev, and throws the box away. In a test:
 
     with Box("systemd", folder) as box:
         box.copy_product()
@@ -11,9 +11,10 @@ boots a box of that kind with a copy of this checkout in /home/dev/fake-metadata
 
 Root file systems are built with debootstrap, once per kind, and kept in $FAKE_METADATA_BOXES
 (default ~/.cache/fake-metadata-boxes). $FAKE_METADATA_SUITE and $FAKE_METADATA_MIRROR name another
-Debian release and mirror. Nothing in a box reaches the machine around it: it has its own disk, network
-(not even a default route), processes, host name and control group, no way to set the clock or the kernel's
-settings, and it dies with the process that booted it. 169.254.169.254 in there is the box's own.
+Debian release and mirror. Nothing in a box reaches the machine around it: it has its own disk,
+network (not even a default route), processes, host name and control group, no way to set the clock
+or the kernel's settings, and it dies with the process that booted it. 169.254.169.254 in there is
+the box's own.
 """
 import collections
 import contextlib
@@ -39,7 +40,8 @@ KINDS = {
     "systemd": EVERYWHERE + SYSTEMD + ["ifupdown"],
     "no-ifupdown": EVERYWHERE + SYSTEMD,  # the network is systemd-networkd's
 }
-PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d", "logrotate.d", "README.md"]
+PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d",
+           "logrotate.d", "README.md"]
 HOME = "/home/dev"
 DEVELOPER = 1000  # uid and gid of whoever copied the product to the box
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -56,8 +58,9 @@ auto lo
 iface lo inet loopback
 """  # as Debian's installer writes it
 
-# Turns what debootstrap leaves into what Debian's installer leaves; no getty, for there is no terminal.
-PREPARE = """
+# Turns what debootstrap leaves into what Debian's installer leaves; no getty, for there is no
+# terminal.
+PREPARE = ("""
 set -eu
 apt-get clean
 rm -rf /var/lib/apt/lists/*
@@ -72,12 +75,14 @@ if [ -e /etc/inittab ]; then
     echo 'bd:2345:once:/bin/touch /run/booted' >>/etc/inittab
 else
     systemctl mask getty.target console-getty.service
-    systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer
+    systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer """
+           """dpkg-db-backup.timer
     [ -d /etc/network ] || systemctl enable systemd-networkd
 fi
-"""
+""")
 
-# First a control group of the box's own (systemd makes its groups below the one it finds itself in) ...
+# First a control group of the box's own (systemd makes its groups below the one it finds itself
+# in) ...
 ENTER = """
 set -eu
 mount --make-rprivate /
@@ -88,7 +93,8 @@ umount "$1/cgroup"
 exec unshare --cgroup --pid --fork --kill-child --net --uts --ipc sh -c "$3" boot "$1" "$4"
 """
 
-# ... then its disk and devices. The kernel's settings other than the network's are the machine's: read-only.
+# ... then its disk and devices. The kernel's settings other than the network's are the machine's:
+# read-only.
 BOOT = """
 set -eu
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/disk,workdir=$1/work" "$1/root"
@@ -126,17 +132,19 @@ umount -l .
 exec env -i PATH="$PATH" container=box setpriv --bounding-set=-sys_time,-sys_module /sbin/init
 """
 
-FORGET = 'mount -t cgroup2 cgroup2 "$1/cgroup" && find "$1/cgroup/$2" -depth -type d -exec rmdir {} +'
+FORGET = ('mount -t cgroup2 cgroup2 "$1/cgroup" && '
+          'find "$1/cgroup/$2" -depth -type d -exec rmdir {} +')
 
 # Runs in the box; prints what an installer could leave behind.
 SNAPSHOT = r"""
 import hashlib, json, os, re, stat, subprocess
 
-# What changes by itself or belongs to the tools that the installer calls (insserv writes .depend.* in whatever order
-# the folder lists the scripts).
+# What changes by itself or belongs to the tools that the installer calls (insserv writes .depend.*
+# in whatever order the folder lists the scripts).
 NOT_OURS = re.compile(r'''/(proc|sys|dev)$
     | /run/(systemd|log|udev|user|dbus|utmp|xtables\.lock|initctl|cron\S*|motd\S*)$
-    | /etc/(passwd|group|shadow|gshadow|subuid|subgid)-$ | /etc/\.pwd\.lock$ | /etc/init\.d/\.depend\.
+    | /etc/(passwd|group|shadow|gshadow|subuid|subgid)-$ | /etc/\.pwd\.lock$
+    | /etc/init\.d/\.depend\.
     | /var/log/(journal|wtmp|btmp|lastlog|faillog)$ | /var/log/(fsck/|dmesg)
     | /var/lib/(systemd|logrotate|urandom)/. | (/var)?/tmp/systemd-private-''', re.X)
 
@@ -149,7 +157,8 @@ def tree(folder):
         if entry.is_symlink():
             content = "-> " + os.readlink(entry.path)
         elif stat.S_ISREG(info.st_mode) and entry.path.startswith("/usr/"):
-            content = "%d bytes of %d" % (info.st_size, info.st_mtime_ns)  # too much to read at each snapshot
+            # Too much to read at each snapshot.
+            content = "%d bytes of %d" % (info.st_size, info.st_mtime_ns)
         elif stat.S_ISREG(info.st_mode):
             with open(entry.path, "rb") as file:
                 content = hashlib.sha256(file.read()).hexdigest()[:16]
@@ -158,7 +167,8 @@ def tree(folder):
             yield from tree(entry.path)
 
 def output(*command):
-    return subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True).stdout.splitlines()
+    return subprocess.run(command, stdout=subprocess.PIPE,
+                          universal_newlines=True).stdout.splitlines()
 
 def processes():
     own, pid = set(), os.getpid()
@@ -176,7 +186,8 @@ def processes():
 
 def rules(command):
     # An empty built-in chain that accepts is what is there without any rule, too.
-    return [line for line in output(command) if line.startswith("-A") or re.match(r":\S+ (-|DROP)", line)]
+    return [line for line in output(command)
+            if line.startswith("-A") or re.match(r":\S+ (-|DROP)", line)]
 
 print(json.dumps({
     "files": list(tree("/")),
@@ -220,7 +231,8 @@ def build(kind, folder):
     shutil.rmtree(partial, ignore_errors=True)
     packages = os.path.join(CACHE, "packages")
     os.makedirs(packages, exist_ok=True)
-    command = ["debootstrap", "--variant=minbase", "--cache-dir=" + packages, "--include=" + ",".join(KINDS[kind])]
+    command = ["debootstrap", "--variant=minbase", "--cache-dir=" + packages,
+               "--include=" + ",".join(KINDS[kind])]
     if "sysvinit-core" in KINDS[kind]:
         command.append("--exclude=systemd-sysv")
     command += [SUITE, partial] + ([MIRROR] if MIRROR else [])
@@ -229,12 +241,13 @@ def build(kind, folder):
         if subprocess.call(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL):
             raise RuntimeError("debootstrap failed, see " + log)
         subprocess.run(["unshare", "--mount", "--net", "chroot", partial, "sh", "-c", PREPARE],
-                       input=INTERFACES.encode(), stdout=file, stderr=file, check=True, env={"PATH": PATH})
+                       input=INTERFACES.encode(), stdout=file, stderr=file, check=True,
+                       env={"PATH": PATH})
     os.rename(partial, folder)
 
 
 class Box:
-    """One booted Debian on a disk of its own, which lasts until `close()`, through reboots and power cuts."""
+    """One booted Debian on a disk of its own until `close()`, through reboots and power cuts."""
 
     def __init__(self, kind, folder):
         self.kind = kind
@@ -253,17 +266,20 @@ class Box:
         command = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount",
                    "sh", "-c", ENTER, "enter", self.folder, self.name, BOOT, self.root_fs]
         with open(os.path.join(self.folder, "console"), "ab") as console:
-            self.outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console,
-                                          env={"PATH": PATH}, start_new_session=True)
+            self.outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console,
+                                          stderr=console, env={"PATH": PATH},
+                                          start_new_session=True)
         self.pid = wait_for(self._init, 30, "init of " + self.name)
         if self.kind == "sysvinit":
-            wait_for(lambda: self.run("test -e /run/booted").code == 0, 60, "the boot of " + self.name)
+            wait_for(lambda: self.run("test -e /run/booted").code == 0, 60,
+                     "the boot of " + self.name)
         else:
-            wait_for(lambda: self.run("test -S /run/systemd/private").code == 0, 30, "systemd of " + self.name)
+            wait_for(lambda: self.run("test -S /run/systemd/private").code == 0, 30,
+                     "systemd of " + self.name)
             self.run("systemctl is-system-running --wait", timeout=60)
 
     def _init(self):
-        """Return the pid, out here, of the box's init, once it is init and no longer the script that starts it."""
+        """Return the pid, out here, of the box's init, once it is init, not its start script."""
         if self.outer.poll() is not None:
             raise AssertionError("the box did not boot: " + self.console())
         with open("/proc/{0}/task/{0}/children".format(self.outer.pid)) as file:
@@ -279,18 +295,23 @@ class Box:
             return file.read()
 
     def run(self, command, stdin="", timeout=60, env=None, cwd=HOME):
-        """Run a shell command as root in the box; return Result(code, out, err); 124 or 137 if it took too long.
+        """Run a shell command as root in the box; return Result(code, out, err).
 
-        Processes that the command leaves in the background keep running.
+        The code is 124 or 137 if it took too long. Processes that the command leaves in the
+        background keep running.
         """
-        variables = dict({"PATH": PATH, "HOME": "/root", "TERM": "dumb", "LANG": "C.UTF-8"}, **(env or {}))
-        inside = ["timeout", "--kill-after=5", str(timeout), "sh", "-c", "cd %s\n%s" % (cwd, command)]
+        variables = dict({"PATH": PATH, "HOME": "/root", "TERM": "dumb", "LANG": "C.UTF-8"},
+                         **(env or {}))
+        inside = ["timeout", "--kill-after=5", str(timeout),
+                  "sh", "-c", "cd %s\n%s" % (cwd, command)]
         stdin = stdin.encode() if isinstance(stdin, str) else stdin
-        with tempfile.TemporaryFile() as input_, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        temporary = tempfile.TemporaryFile
+        with temporary() as input_, temporary() as out, temporary() as err:
             input_.write(stdin)
             input_.seek(0)
             # Files, not pipes: a daemon that keeps the pipe open would keep us waiting.
-            code = subprocess.call(self._enter() + inside, stdin=input_, stdout=out, stderr=err, env=variables)
+            code = subprocess.call(self._enter() + inside, stdin=input_, stdout=out, stderr=err,
+                                   env=variables)
             texts = []
             for file in (out, err):
                 file.seek(0)
@@ -298,13 +319,14 @@ class Box:
         return Result(code, *texts)
 
     def _enter(self):
-        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup",
-                "--root", "--wd"]
+        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--uts", "--ipc",
+                "--cgroup", "--root", "--wd"]
 
     def ok(self, command, **options):
         """Run a command that has to succeed; return what it printed on stdout."""
         result = self.run(command, **options)
-        assert result.code == 0, "%s\nexit %d\n%s%s" % (command, result.code, result.out, result.err)
+        assert result.code == 0, "%s\nexit %d\n%s%s" % (
+            command, result.code, result.out, result.err)
         return result.out
 
     def read(self, path):
@@ -316,16 +338,17 @@ class Box:
         self.ok("cat >'{0}' && chmod {1} '{0}'".format(path, mode), stdin=content)
 
     def copy_product(self, name="fake-metadata"):
-        """Copy this checkout to the developer's home, as scp does: owned by the developer, private to them."""
+        """Copy this checkout to the developer's home, as scp does: owned by and private to them."""
         there = [path for path in PRODUCT if os.path.exists(os.path.join(ROOT, path))]
-        archive = subprocess.run(["tar", "-C", ROOT, "--owner=dev:%d" % DEVELOPER, "--group=dev:%d" % DEVELOPER,
-                                  "--mode=u=rwX,go=", "--exclude=__pycache__", "-cf", "-"] + there,
+        archive = subprocess.run(["tar", "-C", ROOT, "--owner=dev:%d" % DEVELOPER,
+                                  "--group=dev:%d" % DEVELOPER, "--mode=u=rwX,go=",
+                                  "--exclude=__pycache__", "-cf", "-"] + there,
                                  stdout=subprocess.PIPE, check=True).stdout
-        self.ok("rm -rf {0} && mkdir -m 700 {0} && chown {1}:{1} {0} && tar --numeric-owner -C {0} -xpf -"
-                .format(name, DEVELOPER), stdin=archive)
+        self.ok("rm -rf {0} && mkdir -m 700 {0} && chown {1}:{1} {0} && "
+                "tar --numeric-owner -C {0} -xpf -".format(name, DEVELOPER), stdin=archive)
 
     def snapshot(self):
-        """Return what is on the box, by subject: files, addresses, rules, users, processes, ports."""
+        """Return what the box has, by subject: files, addresses, rules, users, processes, ports."""
         return json.loads(self.ok("python3 -IB -", stdin=SNAPSHOT))
 
     def power_cut(self):
@@ -335,7 +358,7 @@ class Box:
             self.outer.wait(30)
 
     def reboot(self):
-        """Shut it down in good order, as the reboot command does, and boot it from the same disk."""
+        """Shut it down in good order, as the reboot command does, and boot from the same disk."""
         self.run("reboot >/dev/null 2>&1 </dev/null", timeout=30)
         try:
             self.outer.wait(90)
@@ -358,13 +381,14 @@ class Box:
 
 
 class Neighbour:
-    """Another machine on the box's LAN, 192.0.2.1; the box becomes 192.0.2.2. Gone with `close()`."""
+    """Another machine on the box's LAN, 192.0.2.1, until `close()`; the box becomes 192.0.2.2."""
 
     BOX = "192.0.2.2"
 
     def __init__(self, box):
         # cat ends when this process does: no namespace is left behind.
-        self.process = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE,
+                                        stdout=subprocess.DEVNULL)
         wait_for(self._apart, what="a network namespace")
         self.run("ip link set lo up")
         self.run("ip link add lan0 type veth peer name lan0 netns %d" % box.pid)
@@ -378,9 +402,10 @@ class Neighbour:
 
     def run(self, command):
         """Run a shell command in the neighbour's network; return Result(code, out, err)."""
-        process = subprocess.run(["nsenter", "--net", "--target", str(self.process.pid), "sh", "-c", command],
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60,
-                                 env={"PATH": PATH})
+        process = subprocess.run(["nsenter", "--net", "--target", str(self.process.pid),
+                                  "sh", "-c", command],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 universal_newlines=True, timeout=60, env={"PATH": PATH})
         return Result(process.returncode, process.stdout, process.stderr)
 
     def close(self):
@@ -395,7 +420,7 @@ class Neighbour:
 
 
 def difference(before, after):
-    """Return what two snapshots differ in, one line each, "-" for what is gone and "+" for what is new."""
+    """Return what two snapshots differ in, one line each, "-" for what is gone, "+" for new."""
     lines = []
     for subject in before:
         old, new = collections.Counter(before[subject]), collections.Counter(after[subject])

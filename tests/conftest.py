@@ -1,4 +1,4 @@
-"""What the tests share: the folder of the program on the path, and services that end with their test."""
+"""What the tests share: the program's folder on the path, services that end with their test."""
 import os
 import sys
 
@@ -12,7 +12,7 @@ from service import Service  # noqa: E402
 
 @pytest.fixture
 def serve(tmp_path):
-    """Start services: serve(config=..., args=..., env=...); each in a folder of its own, stopped at the end."""
+    """Start services, serve(config=, args=, env=), in folders of their own; stop all at the end."""
     services = []
 
     def start(config=None, **options):
@@ -65,7 +65,7 @@ def make_metadata(load, clock):
 
 @pytest.fixture
 def check(tmp_path, capfd):
-    """Have --test-config check the text of a configuration; return its exit code and what it says of FILE."""
+    """Have --test-config check a configuration; return its exit code and what it says of FILE."""
     def check(text):
         path = tmp_path / "checked.conf"
         path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
@@ -77,15 +77,16 @@ def check(tmp_path, capfd):
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    """One service with nothing configured, shared by the tests of a module that leave it as it is."""
+    """One service with nothing configured, for the tests of a module that leave it as it is."""
     with Service(tmp_path_factory.mktemp("service")) as running:
         yield running
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
-    """Fail what skips where FAKE_METADATA_NO_SKIP is set: CI has installed all there is to test with."""
+    """Fail what skips where FAKE_METADATA_NO_SKIP is set: CI has installed all that tests need."""
     report = (yield).get_result()
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("FAKE_METADATA_NO_SKIP"):
+    if (report.skipped and not hasattr(report, "wasxfail")
+            and os.environ.get("FAKE_METADATA_NO_SKIP")):
         report.outcome = "failed"
         report.longrepr = "%s skipped: %s" % (item.nodeid, report.longrepr[2])

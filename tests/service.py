@@ -14,7 +14,8 @@ CREDENTIALS = "/latest/meta-data/iam/security-credentials/BaseIAMRole"
 TOKEN_HEADER = "X-aws-ec2-metadata-token"
 TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
 
-# Runs the program with other limits than its own: NAME=SECONDS..., then the command line of tests/service.py.
+# Runs the program with other limits than its own:
+# NAME=SECONDS..., then the command line of tests/service.py.
 WITH_LIMITS = """
 import sys
 sys.path.insert(0, %r)
@@ -48,12 +49,13 @@ def wait_for(condition, timeout=10, what="the condition"):
 class Service:
     """A running fake_metadata.py, its configuration and its log, below one folder.
 
-    Stopped by `stop()`, or at the end of a `with`. `config` is the text of the configuration; `within` is a
-    command that runs its arguments in a place of its own, such as a network namespace.
+    Stopped by `stop()`, or at the end of a `with`. `config` is the text of the configuration;
+    `within` is a command that runs its arguments in a place of its own, such as a network
+    namespace.
     """
 
-    def __init__(self, folder, config=None, args=(), env=None, python=sys.executable, bind="127.0.0.1:0",
-                 wait=True, preexec_fn=None, within=()):
+    def __init__(self, folder, config=None, args=(), env=None, python=sys.executable,
+                 bind="127.0.0.1:0", wait=True, preexec_fn=None, within=()):
         self.folder = str(folder)
         self.config_path = os.path.join(self.folder, "fake-metadata.conf")
         self.log_path = os.path.join(self.folder, "server.log")
@@ -64,9 +66,9 @@ class Service:
             command += ["--config", self.config_path]
         command += [bind] if bind else []
         with open(self.stderr_path, "wb") as stderr:
-            self.process = subprocess.Popen(command + list(args), stdin=subprocess.DEVNULL, stdout=stderr,
-                                            stderr=stderr, cwd=self.folder, preexec_fn=preexec_fn,
-                                            env=dict(os.environ, **(env or {})))
+            self.process = subprocess.Popen(
+                command + list(args), stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr,
+                cwd=self.folder, preexec_fn=preexec_fn, env=dict(os.environ, **(env or {})))
         self.host, self.port = "127.0.0.1", None
         if wait:
             self.wait_until_listening()
@@ -75,7 +77,8 @@ class Service:
         def listening():
             found = re.search(r"listening on http://(\S+):(\d+)/", self.log() + self.stderr())
             if not found and self.process.poll() is not None:
-                raise AssertionError("ended with %s: %s" % (self.process.returncode, self.stderr() + self.log()))
+                raise AssertionError("ended with %s: %s" % (
+                    self.process.returncode, self.stderr() + self.log()))
             return found
         found = wait_for(listening, what="'listening on'")
         self.host, self.port = found.group(1).strip("[]"), int(found.group(2))
@@ -90,7 +93,7 @@ class Service:
         os.replace(self.config_path + ".new", self.config_path)  # whole at any moment
 
     def reload(self, text=None):
-        """Write a new configuration if one is given, send HUP, wait until the log says that it was acted on."""
+        """Write a new configuration if given, send HUP, wait until the log says it was acted on."""
         before = self.log().count("reload")
         if text is not None:
             self.write_config(text)
@@ -133,7 +136,7 @@ class Service:
         return socket.create_connection((self.host, self.port), timeout=timeout)
 
     def raw(self, data, timeout=10, close=False):
-        """Send bytes as they are; return all bytes that come back until the other side closes or timeout."""
+        """Send bytes as they are; return all that comes until the other side closes or timeout."""
         with self.connect(timeout) as connection:
             connection.sendall(data)
             if close:
@@ -179,7 +182,7 @@ def _read(path):
         return ""
 
 
-# ---------------------------------------------------------------- what a running service uses, and what it logs
+# ---------------------------------------------------------------- what a service uses, and logs
 
 LOG_LINE = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (fake-metadata: [^\n]+'
                       r'|[0-9a-f.:]+ "[^"\n]*" \d+ \d+ \d+\.\dms "[^"\n]*"( [^\n]+)?)')
@@ -213,8 +216,9 @@ def open_files(service):
 
 
 def open_connections(service):
-    """Return how many clients a service has: its sockets but the listening one and the pair that wakes it."""
-    return len([path for path in map(_target, _open_paths(service)) if path.startswith("socket:")]) - 3
+    """Return how many clients a service has: its sockets but the listener and the waking pair."""
+    sockets = [path for path in map(_target, _open_paths(service)) if path.startswith("socket:")]
+    return len(sockets) - 3
 
 
 def threads(service):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Serve honest and hostile clients at once while the log is rotated, credentials renewed, configurations reloaded.
+"""Serve honest and hostile clients while logs rotate, credentials renew, configurations reload.
 
     python3 tests/soak.py [--seconds 600]
 
-Exit 0 if each honest request had the right answer and one whole line in the log, if the log tells of no error that
-is not a client's, and if memory, threads and files are at the end what they were. On 127.0.0.1, some hundred requests
-a second.
+Exit 0 if each honest request had the right answer and one whole line in the log, if the log tells
+of no error that is not a client's, and if memory, threads and files are at the end what they were.
+On 127.0.0.1, some hundred requests a second.
 """
 import argparse
 import collections
@@ -22,8 +22,8 @@ import tempfile
 import threading
 import time
 
-from service import (CREDENTIALS, TTL_HEADER, Service, check_lines, open_connections, open_files, resident, threads,
-                     wait_for)
+from service import (CREDENTIALS, TTL_HEADER, Service, check_lines, open_connections, open_files,
+                     resident, threads, wait_for)
 from wire import Wire, get, request
 
 PAUSE = 0.005  # seconds between two requests of a client
@@ -34,18 +34,24 @@ TOKEN_PATH = "/latest/api/token"
 
 GOOD_CONFIGS = [
     "[metadata]\nsoak = one\n[role Tool]\nsource = process\ncommand = sh {script}\nlifetime = 1h\n",
-    "[metadata]\nsoak = two\n[tags]\nName = soak\n[metadata-options]\ninstance-metadata-tags = enabled\n",
+    "[metadata]\nsoak = two\n[tags]\nName = soak\n"
+    "[metadata-options]\ninstance-metadata-tags = enabled\n",
     "[metadata]\nsoak = three\n[credentials]\nlifetime = 5s\n[role Tool]\nsource = generate\n"]
-BAD_CONFIGS = ["[metadata\n", "[nonsense]\nx = y\n", "[credentials]\nlifetime = for ever\n", "\xff\0",
-               "[server]\nbind = a b\n", "[instance]\navailability-zone = x\n", "[credentials]\nsource = process\n"]
-TOOL = """echo '{"Version": 1, "AccessKeyId": "ASIASOAKSOAKSOAKSOAK", "SecretAccessKey": "soak"}'\n"""
+BAD_CONFIGS = [
+    "[metadata\n", "[nonsense]\nx = y\n", "[credentials]\nlifetime = for ever\n", "\xff\0",
+    "[server]\nbind = a b\n", "[instance]\navailability-zone = x\n",
+    "[credentials]\nsource = process\n"]
+TOOL = """\
+echo '{"Version": 1, "AccessKeyId": "ASIASOAKSOAKSOAKSOAK", "SecretAccessKey": "soak"}'
+"""
 
 
 class Soak:
     """One service and all that is done to it."""
 
     def __init__(self, folder):
-        self.folder, self.counts, self.troubles, self.over = folder, collections.Counter(), [], threading.Event()
+        self.folder, self.counts, self.troubles, self.over = (
+            folder, collections.Counter(), [], threading.Event())
         script = os.path.join(folder, "tool.sh")
         with open(script, "w") as file:
             file.write(TOOL)
@@ -56,14 +62,17 @@ class Soak:
     def run(self, seconds):
         """Let everybody loose for so long; return what went wrong."""
         hostile = [Hostile() for _ in range(3)]
-        acts = [keep_asking, ask_as_an_sdk, ask_what_is_not_there, Soak._operate] + [client.act for client in hostile]
-        clients = [threading.Thread(target=self._repeat, args=(act, random.Random(seed))) for seed, act in enumerate(acts)]
+        acts = [keep_asking, ask_as_an_sdk, ask_what_is_not_there, Soak._operate] + [
+            client.act for client in hostile]
+        clients = [threading.Thread(target=self._repeat, args=(act, random.Random(seed)))
+                   for seed, act in enumerate(acts)]
         files = open_files(self.service)
         for client in clients:
             client.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.troubles:
-            self.samples.append((resident(self.service), threads(self.service), open_files(self.service)))
+            self.samples.append(
+                (resident(self.service), threads(self.service), open_files(self.service)))
             self.over.wait(min(1, seconds / 50))
         self.over.set()
         for client in clients:
@@ -101,7 +110,7 @@ class Soak:
             wait_for(lambda: self.service.log().count("reloaded") > before, what="the reload")
 
     def _write_config(self, text):
-        """Put a configuration in the place of another at once: the HUP of a rotation may come at any time."""
+        """Put a configuration in another's place at once: a rotation may send HUP at any time."""
         with open(self.service.config_path + ".new", "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(self.service.config_path + ".new", self.service.config_path)
@@ -112,13 +121,16 @@ class Soak:
             lines = check_lines(file.read())
         os.remove(path)
         self.counts["honest in the log"] += sum('"honest"' in line for line in lines)
-        self.troubles += [line for line in lines if re.search(r'" 500 |internal error|Traceback|were lost', line)]
+        self.troubles += [line for line in lines
+                          if re.search(r'" 500 |internal error|Traceback|were lost', line)]
 
     def _check_the_end(self, files):
         """Compare with the beginning, once all clients are gone."""
-        wait_for(lambda: open_connections(self.service) <= 0, timeout=15, what="the end of all connections")
+        wait_for(lambda: open_connections(self.service) <= 0, timeout=15,
+                 what="the end of all connections")
         wait_for(lambda: threads(self.service) == 1, what="the end of all threads but one")
-        self.samples.append((resident(self.service), threads(self.service), open_files(self.service)))
+        self.samples.append(
+            (resident(self.service), threads(self.service), open_files(self.service)))
         fifth = max(1, len(self.samples) // 5)
         before, after = (statistics.median(sample[0] for sample in part)
                          for part in (self.samples[fifth:2 * fifth], self.samples[-fifth:]))
@@ -126,7 +138,8 @@ class Soak:
         if self.grown > GROWTH:
             self.troubles.append("memory grew by %d kB" % (self.grown >> 10))
         if self.samples[-1][2] > files:
-            self.troubles.append("%d files open, %d at the beginning" % (self.samples[-1][2], files))
+            self.troubles.append("%d files open, %d at the beginning" % (
+                self.samples[-1][2], files))
         if self.service.stop() != 0:
             self.troubles.append("exit code %d" % self.service.process.returncode)
         self._read_log(self.service.log_path)
@@ -152,7 +165,8 @@ def keep_asking(soak, randomness):
     with Wire(soak.service) as wire:
         for _ in range(50):
             assert soak.ask(wire, get(HONEST)).body.startswith(b"i-")
-            assert soak.ask(wire, get(HONEST, path="/latest/meta-data/soak")).body in (b"one", b"two", b"three")
+            assert soak.ask(wire, get(HONEST, path="/latest/meta-data/soak")).body in (
+                b"one", b"two", b"three")
             check_document(soak.ask(wire, get(HONEST, path=CREDENTIALS)))
             if soak.over.wait(PAUSE):
                 break
@@ -161,10 +175,12 @@ def keep_asking(soak, randomness):
 def ask_as_an_sdk(soak, randomness):
     """Take a session token and the credentials, a connection each, as SDKs do."""
     with Wire(soak.service) as wire:
-        token = soak.ask(wire, request("PUT " + TOKEN_PATH, HONEST, TTL_HEADER + ": 300", "Connection: close")).body.decode()
+        token = soak.ask(wire, request("PUT " + TOKEN_PATH, HONEST, TTL_HEADER + ": 300",
+                                       "Connection: close")).body.decode()
     with Wire(soak.service) as wire:
         header = "X-aws-ec2-metadata-token: " + token
-        role = soak.ask(wire, get(HONEST, header, path=CREDENTIALS.rpartition("/")[0] + "/")).body.decode()
+        role = soak.ask(wire, get(HONEST, header,
+                                  path=CREDENTIALS.rpartition("/")[0] + "/")).body.decode()
         assert role == "BaseIAMRole"
         check_document(soak.ask(wire, get(HONEST, header, path=CREDENTIALS)))
 
@@ -182,9 +198,11 @@ def ask_what_is_not_there(soak, randomness):
 
 def check_document(answer):
     found = json.loads(answer.body.decode())
-    assert found["Code"] == "Success" and re.fullmatch("ASIA[A-Z2-7]{16}", found["AccessKeyId"]), found
+    assert (found["Code"] == "Success"
+            and re.fullmatch("ASIA[A-Z2-7]{16}", found["AccessKeyId"])), found
     assert len(found["SecretAccessKey"]) == 40 and len(found["Token"]) > 500, found
-    assert found["LastUpdated"] < found["Expiration"] > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), found
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert found["LastUpdated"] < found["Expiration"] > now, found
 
 
 # ---------------------------------------------------------------- hostile clients --------------
@@ -230,8 +248,8 @@ def noise(randomness):
 
 
 def damaged(randomness):
-    whole = bytearray(request("PUT " + TOKEN_PATH, TTL_HEADER + ": 60", "Transfer-Encoding: chunked",
-                              body=b"5\r\nhello\r\n0\r\n\r\n"))
+    whole = bytearray(request("PUT " + TOKEN_PATH, TTL_HEADER + ": 60",
+                              "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n"))
     for _ in range(randomness.randrange(1, 4)):
         whole[randomness.randrange(len(whole))] = randomness.randrange(256)
     yield bytes(whole)
@@ -252,12 +270,14 @@ def unread(randomness):
 
 
 def large(randomness):
-    yield get("X: " + "x" * randomness.randrange(40000), path="/" + "x" * randomness.randrange(10000))
+    yield get("X: " + "x" * randomness.randrange(40000),
+              path="/" + "x" * randomness.randrange(10000))
     yield request("POST /", "Content-Length: 9999999") + b"x" * randomness.randrange(100000)
 
 
 def smuggled(randomness):
-    yield request("POST /", "Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    yield request("POST /", "Content-Length: 5", "Transfer-Encoding: chunked",
+                  body=b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
 
 
 def tokens(randomness):

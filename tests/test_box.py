@@ -1,7 +1,7 @@
-"""The product on real Debian boxes, booted in namespaces (see box.py): installed, used, broken, removed.
+"""The product on real Debian boxes in namespaces (see box.py): installed, used, broken, removed.
 
-Most tests run on a box with sysvinit and on one with systemd. Each gets a fresh box, but those that leave the service
-as they found it share one (`shared`). They need root and debootstrap.
+Most tests run on a box with sysvinit and on one with systemd. Each gets a fresh box, but those
+that leave the service as they found it share one (`shared`). They need root and debootstrap.
 """
 import contextlib
 import json
@@ -31,7 +31,8 @@ PID = "pgrep -u fake-metadata python3"  # not the command of a credential source
 RULE = ("OUTPUT -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m comment --comment fake-metadata "
         "-j REDIRECT --to-ports 8000")
 
-NEW_TOKEN = GET + "-X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' http://169.254.169.254/latest/api/token"
+NEW_TOKEN = (GET + "-X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "
+             "http://169.254.169.254/latest/api/token")
 
 # What an SDK does: a session token, the role, its credentials.
 ROUND_TRIP = """
@@ -40,8 +41,9 @@ ask() {{ {get} -H "X-aws-ec2-metadata-token: $token" "{url}iam/security-credenti
 ask "$(ask)"
 """.format(put=NEW_TOKEN, get=GET, url=META_DATA)
 
-# Asks through the address until /run/load.stop is there (a minute at most), then prints how that went. Every other
-# request is on a connection of its own, and each has a User-Agent of its own to be found in the log.
+# Asks through the address until /run/load.stop is there (a minute at most), then prints how that
+# went. Every other request is on a connection of its own, and each has a User-Agent of its own to
+# be found in the log.
 LOAD = r"""
 import http.client, json, os, sys, threading, time
 
@@ -56,7 +58,8 @@ def ask(name):
         try:
             if connection is None or number % 2:
                 connection = http.client.HTTPConnection("169.254.169.254", 80, timeout=5)
-            connection.request("GET", "/latest/meta-data/instance-id", headers={"User-Agent": agent})
+            connection.request("GET", "/latest/meta-data/instance-id",
+                               headers={"User-Agent": agent})
             answer = connection.getresponse()
             answer.read()
             if answer.status != 200:
@@ -126,7 +129,7 @@ def shared_box(request, tmp_path_factory):
 
 @pytest.fixture
 def shared(shared_box):
-    """An installed box with the service running, for tests that leave configuration and files as they were."""
+    """An installed box, its service running, for tests that leave configuration and files as is."""
     shared_box.ok(SERVICE + "start")
     return shared_box
 
@@ -181,7 +184,8 @@ def load(box, threads):
     """Ask through the address for as long as the block lasts; the dict has the results after it."""
     report = {}
     box.write("/root/load.py", LOAD)
-    box.ok("rm -f /run/load.*; python3 /root/load.py %d >/run/load.json 2>&1 </dev/null &" % threads)
+    box.ok("rm -f /run/load.*; "
+           "python3 /root/load.py %d >/run/load.json 2>&1 </dev/null &" % threads)
     wait_for(lambda: box.run("test -e /run/load.begun").code == 0, what="the load")
     yield report
     box.ok("touch /run/load.stop")
@@ -218,7 +222,8 @@ def test_every_user_is_served(shared):
 
 def test_boto3_needs_no_variable(ready):
     """boto3 finds the credentials of the role with nothing set."""
-    script = "import boto3; found = boto3.Session().get_credentials(); print(found.method, found.access_key[:4])"
+    script = ("import boto3; found = boto3.Session().get_credentials(); "
+              "print(found.method, found.access_key[:4])")
     assert ready.ok("python3 -c '%s'" % script) == "iam-role ASIA\n"
 
 
@@ -246,7 +251,8 @@ def test_address_and_rule(shared):
 
 def test_owners_and_modes(shared):
     """What root installs is root's, whoever copied it here; only the log is the service's."""
-    assert shared.ok("find /apps /mnt/logs /etc /run/fake-metadata* -newer /etc/hostname -uid 1000") == ""
+    assert shared.ok("find /apps /mnt/logs /etc /run/fake-metadata* "
+                     "-newer /etc/hostname -uid 1000") == ""
     assert shared.ok("find /apps /mnt/logs -perm /022 ! -type l") == ""
     assert shared.ok("stat -c '%U:%G %a' " + LOG) == "fake-metadata:adm 640\n"
     assert shared.ok("stat -c '%U:%G %a' /mnt/logs/fake-metadata") == "root:root 755\n"
@@ -261,14 +267,15 @@ def test_service_cannot_write_its_program(shared):
 
 
 def test_configuration_comes_commented(shared):
-    """The installed configuration and environment have every line commented, and are not the world's to read."""
+    """The installed configuration and environment are all comments, and not the world's to read."""
     for path in (CONFIG, "/etc/default/fake-metadata"):
-        assert not [line for line in shared.read(path).splitlines() if not re.match(r"#|\[|$", line)]
+        assert not [line for line in shared.read(path).splitlines()
+                    if not re.match(r"#|\[|$", line)]
         assert shared.ok("stat -c %U:%a " + path) == "root:640\n"
 
 
 def test_folder_can_be_deleted(installed):
-    """Once installed, the copied folder is no longer needed: not to run, not to check, not to uninstall."""
+    """Once installed, the copied folder is no longer needed: not to run, check or uninstall."""
     installed.ok("rm -rf fake-metadata && " + SERVICE + "restart && " + SERVICE + "check")
     installed.ok("sh /apps/fake-metadata/uninstall.sh --purge && test ! -e /apps")
 
@@ -312,10 +319,11 @@ PATH={2} exec {0} "$@"
 
 
 @pytest.mark.parametrize("kind, tool, call", [
-    ("sysvinit", "useradd", 1), ("sysvinit", "chmod", 4), ("sysvinit", "mv", 7), ("sysvinit", "update-rc.d", 1),
-    ("sysvinit", "invoke-rc.d", 1), ("systemd", "update-rc.d", 1), ("systemd", "invoke-rc.d", 1)])
+    ("sysvinit", "useradd", 1), ("sysvinit", "chmod", 4), ("sysvinit", "mv", 7),
+    ("sysvinit", "update-rc.d", 1), ("sysvinit", "invoke-rc.d", 1),
+    ("systemd", "update-rc.d", 1), ("systemd", "invoke-rc.d", 1)])
 def test_half_an_install_is_finished_or_removed(boot, kind, tool, call):
-    """After an install that was killed anywhere, a second one finishes, and uninstall leaves no trace."""
+    """After an install killed anywhere, a second one finishes, and uninstall leaves no trace."""
     box = boot(kind)
     box.ok("mkdir /root/shims")
     before = box.snapshot()
@@ -331,10 +339,12 @@ def test_half_an_install_is_finished_or_removed(boot, kind, tool, call):
 
 
 def test_upgrade(box):
-    """An upgrade replaces the program, keeps the admin's edits, and costs less than a second without answers."""
+    """An upgrade replaces the program, keeps the admin's edits, interrupts for under a second."""
     box.copy_product("old")
-    box.ok("sed -i 's/^VERSION = .*/VERSION = \"0.0\"/' old/fake_metadata.py && echo '# old' >>old/init.d/fake-metadata"
-           " && sed -i 's/^Description=.*/Description=old/' old/init.d/fake-metadata.service && sh old/install.sh")
+    box.ok("sed -i 's/^VERSION = .*/VERSION = \"0.0\"/' old/fake_metadata.py"
+           " && echo '# old' >>old/init.d/fake-metadata"
+           " && sed -i 's/^Description=.*/Description=old/' old/init.d/fake-metadata.service"
+           " && sh old/install.sh")
     configure(box, "[instance]\ninstance-type = m7g.large\n")
     box.ok(SERVICE + "reload")
     pid = box.ok(PID)
@@ -343,14 +353,16 @@ def test_upgrade(box):
     assert report["longest gap"] < 1, report["failures"]
     assert box.ok(PID) != pid
     assert "0.0" not in box.ok("python3 /apps/fake-metadata/fake_metadata.py --version")
-    assert box.run("grep -rqE '^# old|=old$' /etc/init.d/fake-metadata /etc/systemd /apps").code == 1
+    assert box.run("grep -rqE '^# old|=old$' "
+                   "/etc/init.d/fake-metadata /etc/systemd /apps").code == 1
     assert fact(box, "instance-type") == "m7g.large"
 
 
 def test_upgrade_then_purge_leaves_no_trace(box):
     """What an older copy installed is removed by the newer one."""
     before = box.snapshot()
-    box.ok("echo '# old' >>fake-metadata/init.d/fake-metadata && echo '# old' >>fake-metadata/fake_metadata.py && "
+    box.ok("echo '# old' >>fake-metadata/init.d/fake-metadata && "
+           "echo '# old' >>fake-metadata/fake_metadata.py && "
            "echo '# old' >>fake-metadata/init.d/fake-metadata.conf && " + INSTALL)
     box.copy_product()
     box.ok(INSTALL)
@@ -383,7 +395,7 @@ def test_dry_run_of_a_second_install(installed):
 
 
 def test_no_start(box):
-    """--no-start installs a service that does not run until it is told to, or until the next boot."""
+    """--no-start installs a service that does not run until told to, or until the next boot."""
     box.ok(INSTALL + " --no-start")
     assert box.run(PID).code == 1
     box.ok(SERVICE + "start")
@@ -394,7 +406,7 @@ def test_no_start(box):
 
 
 def test_folders_and_port(box):
-    """APP_DIR, LOG_DIR and PORT hold for the service, the rule, a second install and the removal."""
+    """APP_DIR, LOG_DIR and PORT hold for the service, the rule, a second install and removal."""
     before = box.snapshot()
     box.ok("APP_DIR=/opt/imds LOG_DIR=/srv/log/imds PORT=8123 " + INSTALL)
     assert "127.0.0.1:8123" in box.ok("ss -Hltn")
@@ -417,28 +429,32 @@ def test_port_can_be_changed(ready):
 
 # ---- refusals: one line that says what to do, and nothing changed
 
-TAKE_PORT = ("(cd / && exec python3 -m http.server --bind 127.0.0.1 8000 >/dev/null 2>&1 </dev/null &) && "
+TAKE_PORT = ("(cd / && exec python3 -m http.server --bind 127.0.0.1 8000 "
+             ">/dev/null 2>&1 </dev/null &) && "
              "until ss -Hltn | grep -q :8000; do :; done")
 FREE_PORT = "pkill -f '[h]ttp.server' && while ss -Hltn | grep -q :8000; do :; done"
 AMAZON = ("unshare --mount sh -c 'mount -t tmpfs tmpfs /sys/class && mkdir -p /sys/class/dmi/id && "
           "echo Amazon EC2 >/sys/class/dmi/id/sys_vendor && exec \"$@\"' - ")
 REFUSALS = {
-    "not root": ("cp -r fake-metadata /tmp/copy && chmod -R a+rX /tmp/copy", AS_NOBODY + "sh /tmp/copy/install.sh",
-                 "rm -rf /tmp/copy", "root"),
-    "no python3": ("mv /usr/bin/python3 /root/", INSTALL, "mv /root/python3 /usr/bin/", "apt-get install python3"),
+    "not root": ("cp -r fake-metadata /tmp/copy && chmod -R a+rX /tmp/copy",
+                 AS_NOBODY + "sh /tmp/copy/install.sh", "rm -rf /tmp/copy", "root"),
+    "no python3": ("mv /usr/bin/python3 /root/", INSTALL, "mv /root/python3 /usr/bin/",
+                   "apt-get install python3"),
     "old python3": ("mv /usr/bin/python3 /root/ && printf '#!/bin/sh\necho Python 3.6.9\nexit 1\n' "
-                    ">/usr/bin/python3 && chmod 755 /usr/bin/python3", INSTALL, "mv /root/python3 /usr/bin/", "3.7"),
+                    ">/usr/bin/python3 && chmod 755 /usr/bin/python3", INSTALL,
+                    "mv /root/python3 /usr/bin/", "3.7"),
     "no ip": ("mv /usr/bin/ip /root/ && rm /usr/sbin/ip", INSTALL,
               "mv /root/ip /usr/bin/ && ln -s /bin/ip /usr/sbin/ip", "apt-get install iproute2"),
     "no iptables": ("mv /usr/sbin/iptables /root/", INSTALL, "mv /root/iptables /usr/sbin/",
                     "apt-get install iptables"),
     "port taken": (TAKE_PORT, INSTALL, FREE_PORT, "8000"),
     "real EC2": ("", AMAZON + INSTALL, "", "--force"),
-    "foreign rules": ("mkdir -p /etc/network && echo '*filter' >" + RULES, INSTALL, "rm " + RULES, RULES),
+    "foreign rules": ("mkdir -p /etc/network && echo '*filter' >" + RULES, INSTALL,
+                      "rm " + RULES, RULES),
     "no such port": ("", "PORT=http " + INSTALL, "", "PORT"),
     "relative folder": ("", "APP_DIR=apps " + INSTALL, "", "absolute"),
-    "file missing": ("mv fake-metadata/iptables.rules /root/", INSTALL, "mv /root/iptables.rules fake-metadata/",
-                     "iptables.rules"),
+    "file missing": ("mv fake-metadata/iptables.rules /root/", INSTALL,
+                     "mv /root/iptables.rules fake-metadata/", "iptables.rules"),
 }
 
 
@@ -466,7 +482,7 @@ def test_force_on_a_real_instance(box):
 
 
 def test_policy_rc_d_is_obeyed(box):
-    """Where policy-rc.d forbids starts, as in image builds, it installs without starting and says so."""
+    """Where policy-rc.d forbids starts, as in image builds, it only installs, and says so."""
     box.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", "755")
     assert "service fake-metadata start" in box.ok(INSTALL)
     assert box.run(PID).code == 1
@@ -486,16 +502,18 @@ FILES = {
     "no final newline": b"auto lo\niface lo inet loopback",
     "no final newline elsewhere": b"auto lo\niface lo inet loopback\n\niface eth0 inet manual",
     "without lo nor final newline": b"# nothing",
-    "options of its own": b"auto lo\niface lo inet loopback\n    up true\n    down true\n\niface lo inet6 loopback\n",
+    "options of its own": (b"auto lo\niface lo inet loopback\n    up true\n    down true\n\n"
+                           b"iface lo inet6 loopback\n"),
     "twice": b"auto lo\niface lo inet loopback\niface lo inet loopback\n    up true\n",
-    "continued": b"auto \\\n  lo\niface lo inet loopback\n    up echo \\\n  iface lo inet loopback\n",
+    "continued": (b"auto \\\n  lo\niface lo inet loopback\n"
+                  b"    up echo \\\n  iface lo inet loopback\n"),
     "only newlines": b"\n\n\n",
 }
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_interfaces_comes_back_byte_for_byte(sysvinit, name):
-    """Whatever stands in interfaces, it serves after a reboot, and uninstall gives back every byte, owner and mode."""
+    """Whatever interfaces has, it serves after a reboot; uninstall restores bytes, owner, mode."""
     sysvinit.write(INTERFACES, FILES[name], "640")
     sysvinit.ok("chgrp adm " + INTERFACES)
     before = sysvinit.snapshot()
@@ -537,19 +555,20 @@ def test_interfaces_that_is_a_link(sysvinit):
 
 
 def test_hand_edits_after_installation_stay(ready):
-    """Lines that the admin adds around the block are there after a second install and after uninstall."""
+    """Lines that the admin adds around the block outlive a second install and the uninstall."""
     text = ready.read(INTERFACES)
     ready.write(INTERFACES, "# above\n" + text + "\r\niface eth7 inet manual\n\t# below")
     ready.ok(INSTALL)
     ready.ok(UNINSTALL)
     original = ready.ok("cat " + INTERFACES)
-    assert original.startswith("# above\n") and original.endswith("\r\niface eth7 inet manual\n\t# below")
+    assert (original.startswith("# above\n")
+            and original.endswith("\r\niface eth7 inet manual\n\t# below"))
     assert "fake-metadata" not in original
 
 
 @pytest.mark.parametrize("marker", [0, -1])
 def test_unbalanced_markers_are_refused(sysvinit, marker):
-    """A block without its first or last line stops the installer before any change, and uninstall leaves it."""
+    """A block without first or last line stops install before any change; uninstall leaves it."""
     bare = sysvinit.read(INTERFACES).splitlines(True)
     sysvinit.ok(INSTALL)
     lines = sysvinit.read(INTERFACES).splitlines(True)
@@ -559,7 +578,8 @@ def test_unbalanced_markers_are_refused(sysvinit, marker):
     sysvinit.write(INTERFACES, broken)
     before = sysvinit.snapshot()
     result = sysvinit.run(INSTALL)
-    assert result.code == 1 and len(result.err.splitlines()) == 1 and INTERFACES in result.err, result
+    assert (result.code == 1 and len(result.err.splitlines()) == 1
+            and INTERFACES in result.err), result
     assert difference(before, sysvinit.snapshot()) == []
     sysvinit.ok(PURGE)
     assert sysvinit.read(INTERFACES) == broken
@@ -672,7 +692,8 @@ def test_starts_at_boot(shared):
 
 def test_removed_program_is_no_error(shared):
     """The init script of a removed package exits 0 without a word."""
-    result = shared.run("mv /apps/fake-metadata/fake_metadata.py /root/; sh /etc/init.d/fake-metadata start; code=$?; "
+    result = shared.run("mv /apps/fake-metadata/fake_metadata.py /root/; "
+                        "sh /etc/init.d/fake-metadata start; code=$?; "
                         "mv /root/fake_metadata.py /apps/fake-metadata/; exit $code")
     assert result == (0, "", "")
 
@@ -687,7 +708,8 @@ def test_bad_configuration(installed, action):
     result = installed.run(SERVICE + action)
     said = result.err + installed.run("journalctl --no-pager -u fake-metadata").out
     assert result.code == 1 and re.search(r"\[instance\] bogus", said), (result, said)
-    if action != "restart" or installed.kind == "sysvinit":  # systemctl restart stops before anything of ours is asked
+    # systemctl restart stops before anything of ours is asked.
+    if action != "restart" or installed.kind == "sysvinit":
         assert installed.run(PID) == before
     configure(installed, "")
     installed.ok(SERVICE + "restart")
@@ -703,14 +725,15 @@ def test_reload_reads_the_configuration(installed):
 
 def test_environment_file(installed):
     """What is written in /etc/default is served after restart; without the file it starts, too."""
-    installed.ok("echo 'EC2_LOCAL_HOSTNAME=my.example' >/etc/default/fake-metadata && " + SERVICE + "restart")
+    installed.ok("echo 'EC2_LOCAL_HOSTNAME=my.example' >/etc/default/fake-metadata && "
+                 + SERVICE + "restart")
     assert fact(installed, "public-hostname") == "my.example"
     installed.ok("rm /etc/default/fake-metadata && " + SERVICE + "restart")
     assert serves(installed)
 
 
 def test_port_taken(installed):
-    """start fails at once with the reason when the port is taken, leaves nothing, and works once it is free."""
+    """start on a taken port says why, fails at once, leaves nothing, and works once it is free."""
     installed.ok(SERVICE + "stop && " + TAKE_PORT)
     result = installed.run(SERVICE + "start", timeout=10)
     said = result.out + result.err + installed.run("journalctl --no-pager -u fake-metadata").out
@@ -739,7 +762,7 @@ def test_systemd_restarts_what_was_killed(boot):
 
 @pytest.mark.parametrize("action, status", [("stop", 3), ("restart", 0), ("start", 0)])
 def test_recycled_pid(ready, action, status):
-    """A pid file that names another's process harms neither: that lives on, and the action does what it says."""
+    """A pid file with another's pid harms neither: that lives on, and the action does its work."""
     ready.ok("kill -9 $(%s) && pgrep -x cron >/run/fake-metadata/pid" % PID)
     assert ready.run(SERVICE + "status").code == 1
     ready.ok(SERVICE + action + " && pgrep -x cron")
@@ -761,8 +784,9 @@ def test_run_is_emptied(installed):
 
 
 def test_flushed_network_is_repaired(any_box):
-    """restart, reload and start put back the address and the rule (under systemd start of what runs does nothing)."""
+    """restart, reload and start put back the address and the rule."""
     any_box.ok(INSTALL)
+    # Under systemd start of what runs does nothing.
     for actions in ("restart", "reload", "start" if any_box.kind == "sysvinit" else "stop start"):
         any_box.ok("iptables -t nat -F && ip addr del 169.254.169.254/32 dev lo && "
                    "for action in %s; do %s $action || exit; done" % (actions, SERVICE))
@@ -771,14 +795,17 @@ def test_flushed_network_is_repaired(any_box):
 
 def test_doubled_rule_is_repaired(ready):
     """Of several copies of the rule, in both backends, restart leaves one."""
-    ready.ok("iptables-nft -t nat -A {0} && iptables-legacy -t nat -A {0} && {1} restart".format(RULE, SERVICE))
+    ready.ok("iptables-nft -t nat -A {0} && iptables-legacy -t nat -A {0} && {1} restart"
+             .format(RULE, SERVICE))
     assert sum(own_rules(ready)) == 1
 
 
 def test_foreign_rules_survive(any_box):
     """Rules and chains of others, as Docker's, are untouched by install, restart and uninstall."""
-    any_box.ok("iptables -t nat -N DOCKER && iptables -t nat -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER && "
-               "iptables -A INPUT -p tcp --dport 9 -j DROP && iptables-legacy -t nat -A POSTROUTING -j ACCEPT")
+    any_box.ok("iptables -t nat -N DOCKER && "
+               "iptables -t nat -A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER && "
+               "iptables -A INPUT -p tcp --dport 9 -j DROP && "
+               "iptables-legacy -t nat -A POSTROUTING -j ACCEPT")
     before = any_box.snapshot()
     any_box.ok(INSTALL + " && " + SERVICE + "restart && " + SERVICE + "reload")
     during = any_box.snapshot()
@@ -788,10 +815,12 @@ def test_foreign_rules_survive(any_box):
 
 
 def test_process_source(installed):
-    """A command of the admin's that keeps a cache and reads a home folder works as the source of credentials."""
-    found = {"Version": 1, "AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "secret", "SessionToken": "token"}
+    """An admin's command that keeps a cache and reads a home folder is a source of credentials."""
+    found = {"Version": 1, "AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "secret",
+             "SessionToken": "token"}
     installed.write("/home/dev/mine.json", json.dumps(found))
-    installed.write("/usr/local/bin/mine", "#!/bin/sh\ncp /home/dev/mine.json /tmp/mine && cat /tmp/mine\n", "755")
+    installed.write("/usr/local/bin/mine",
+                    "#!/bin/sh\ncp /home/dev/mine.json /tmp/mine && cat /tmp/mine\n", "755")
     configure(installed, "[credentials]\nsource = process\ncommand = /usr/local/bin/mine\n")
     installed.ok(SERVICE + "restart")
     assert credentials(installed)["AccessKeyId"] == "ASIAIOSFODNN7EXAMPLE"
@@ -816,12 +845,13 @@ def test_rotation_under_load(installed):
 
 
 def test_rotation_keeps_seven(installed):
-    """Seven old logs are kept, all but the newest of them compressed, and the new one is the service's."""
+    """Seven old logs are kept, all but the newest compressed, and the new one is the service's."""
     for _ in range(9):
         installed.ok(GET + META_DATA + " && " + ROTATE)
         wait_for(lambda: "reload" in installed.read(LOG), what="the reload in the log")
     names = installed.ok("ls /mnt/logs/fake-metadata").split()
-    assert sorted(names) == ["server.log", "server.log.1"] + ["server.log.%d.gz" % number for number in range(2, 8)]
+    assert sorted(names) == ["server.log", "server.log.1"] + [
+        "server.log.%d.gz" % number for number in range(2, 8)]
     assert installed.ok("stat -c '%U:%G %a' " + LOG) == "fake-metadata:adm 640\n"
 
 
@@ -831,7 +861,7 @@ def test_rotation_is_silent(shared):
 
 
 def test_rotation_with_a_bad_configuration(installed):
-    """A mistake in the configuration does not keep the service from its new log, nor the old one from being served."""
+    """With a mistake in the configuration it opens its new log and serves the old configuration."""
     before = installed.ok(PID)
     configure(installed, "[instance]\nbogus = 1\n")
     assert installed.run(ROTATE) == (0, "", "")
@@ -857,7 +887,8 @@ def test_rotation_after_uninstall(installed):
 def log_has(box, agent):
     """Tell whether a request made now is in the log."""
     box.ok(GET + "-A " + agent + " " + META_DATA)
-    return wait_for(lambda: box.run("grep -q %s %s" % (agent, LOG)).code == 0, 3, agent + " in the log")
+    return wait_for(lambda: box.run("grep -q %s %s" % (agent, LOG)).code == 0, 3,
+                    agent + " in the log")
 
 
 def test_disk_full(installed):
@@ -871,7 +902,7 @@ def test_disk_full(installed):
 
 
 def test_log_is_a_folder(installed):
-    """With the log replaced by a folder it reloads, restarts and serves; it logs again once that is gone."""
+    """With a folder in the log's place it reloads, restarts, serves; it logs once that is gone."""
     installed.ok("rm {0} && mkdir {0} && {1} reload".format(LOG, SERVICE))
     assert serves(installed)
     installed.ok(SERVICE + "restart")
@@ -939,14 +970,15 @@ def test_token_outlives_a_restart(shared):
 
 
 def test_neighbour_on_the_lan_gets_nothing(any_box):
-    """A neighbour on the LAN gets no answer, neither at the box's address nor through a route to 169.254.169.254."""
+    """A LAN neighbour gets no answer, at the box's address or by a route to 169.254.169.254."""
     any_box.ok(INSTALL)
     with Neighbour(any_box) as neighbour:
         any_box.ok("cd / && python3 -m http.server 9999 >/dev/null 2>&1 </dev/null &")
-        control = neighbour.run(GET + "--retry 5 --retry-connrefused http://%s:9999/etc/hostname" % neighbour.BOX)
+        control = neighbour.run(GET + "--retry 5 --retry-connrefused "
+                                "http://%s:9999/etc/hostname" % neighbour.BOX)
         assert control.out == "box\n", control
-        for url in ("http://%s:8000/" % neighbour.BOX, "http://%s/" % neighbour.BOX, "http://169.254.169.254/",
-                    "http://169.254.169.254:8000/"):
+        for url in ("http://%s:8000/" % neighbour.BOX, "http://%s/" % neighbour.BOX,
+                    "http://169.254.169.254/", "http://169.254.169.254:8000/"):
             result = neighbour.run("curl -sS --max-time 2 " + url)
             assert result.code in (7, 28) and result.out == "", (url, result)
     assert serves(any_box)
@@ -960,7 +992,7 @@ def legacy(box):
 
 
 def test_iptables_legacy(box):
-    """Where iptables is iptables-legacy the rule is there, once, also after a reboot, and leaves no trace."""
+    """With iptables-legacy the rule is there, once, also after a reboot, and leaves no trace."""
     legacy(box)
     before = box.snapshot()
     box.ok(INSTALL)
@@ -976,7 +1008,8 @@ def test_switched_backend(ready):
     legacy(ready)
     ready.ok(SERVICE + "restart && " + INSTALL)
     assert serves(ready) and sum(own_rules(ready)) == 1
-    ready.ok("iptables-nft -t nat -A {0}; iptables-legacy -t nat -A {0}; {1}".format(RULE, UNINSTALL))
+    ready.ok("iptables-nft -t nat -A {0}; iptables-legacy -t nat -A {0}; {1}"
+             .format(RULE, UNINSTALL))
     assert own_rules(ready) == (0, 0)
 
 
@@ -994,19 +1027,21 @@ def test_box_without_ifupdown(boot):
 
 
 SUPERVISORS = {"daemontools": ("/service", "svscan /service", "svc -h /service/fake-metadata"),
-               "runit": ("/etc/service", "runsvdir /etc/service", "sv hup /etc/service/fake-metadata")}
+               "runit": ("/etc/service", "runsvdir /etc/service",
+                         "sv hup /etc/service/fake-metadata")}
 
 
 @pytest.fixture(params=sorted(SUPERVISORS))
 def supervised(request, sysvinit):
     """A box with daemontools or runit at work; with a box, the command that sends HUP."""
     folder, command, hup = SUPERVISORS[request.param]
-    sysvinit.ok("mkdir -p {0}; cd / && setsid {1} >/dev/null 2>&1 </dev/null &".format(folder, command))
+    sysvinit.ok("mkdir -p {0}; cd / && setsid {1} >/dev/null 2>&1 </dev/null &"
+                .format(folder, command))
     return sysvinit, hup
 
 
 def test_supervised(supervised):
-    """Under a supervisor it is installed, served, brought back after kill -9, and removed without a trace."""
+    """Under a supervisor it is installed, served, revived after kill -9, removed without trace."""
     box, _ = supervised
     before = box.snapshot()
     box.ok(INSTALL + " --supervise")
@@ -1016,20 +1051,21 @@ def test_supervised(supervised):
     wait_for(lambda: serves(box), 10, "an answer")
     box.ok(INSTALL + " --supervise && " + CHECK)
     box.ok(PURGE)
-    wait_for(lambda: difference(before, box.snapshot()) == [], 10, "%s == []" % difference(before, box.snapshot()))
+    wait_for(lambda: difference(before, box.snapshot()) == [], 10,
+             "%s == []" % difference(before, box.snapshot()))
 
 
 def test_supervised_hangup(supervised):
     """The supervisor's HUP opens the log again."""
     box, hup = supervised
-    box.ok(INSTALL + " --supervise && mv {0} {0}.1 && install -o fake-metadata -g adm -m 640 /dev/null {0} && {1}"
-           .format(LOG, hup))
+    box.ok(INSTALL + " --supervise && mv {0} {0}.1 && "
+           "install -o fake-metadata -g adm -m 640 /dev/null {0} && {1}".format(LOG, hup))
     wait_for(lambda: box.run("test -s " + LOG).code == 0, 3, "a new log")
     assert log_has(box, "after")
 
 
 def test_supervised_actions(supervised):
-    """service start, stop, restart, reload and status work under a supervisor, with the same exit codes."""
+    """start, stop, restart, reload and status work under a supervisor, with the same exit codes."""
     box, _ = supervised
     box.ok(INSTALL + " --supervise")
     codes = []
@@ -1037,15 +1073,18 @@ def test_supervised_actions(supervised):
         codes.append((action, box.run(SERVICE + action).code))
         if action in ("start", "restart"):
             assert serves(box)
-    assert codes == [("status", 0), ("stop", 0), ("status", 3), ("stop", 0), ("reload", 7), ("start", 0), ("start", 0),
-                     ("status", 0), ("restart", 0), ("reload", 0), ("status", 0)]
+    assert codes == [("status", 0), ("stop", 0), ("status", 3), ("stop", 0), ("reload", 7),
+                     ("start", 0), ("start", 0), ("status", 0), ("restart", 0), ("reload", 0),
+                     ("status", 0)]
 
 
 @pytest.mark.parametrize("command, status", [("supervise", "svstat"), ("runsv", "sv status")])
 def test_run_script(ready, command, status):
     """The run script alone, in a folder of one's own, works under supervise and under runsv."""
-    ready.ok(SERVICE + "stop && mkdir /root/imds && cp fake-metadata/init.d/fake-metadata.run /root/imds/run && "
-             "chmod 755 /root/imds/run; cd / && setsid %s /root/imds >/dev/null 2>&1 </dev/null &" % command)
+    ready.ok(SERVICE + "stop && mkdir /root/imds && "
+             "cp fake-metadata/init.d/fake-metadata.run /root/imds/run && "
+             "chmod 755 /root/imds/run; "
+             "cd / && setsid %s /root/imds >/dev/null 2>&1 </dev/null &" % command)
     wait_for(lambda: serves(ready), 10, "an answer")
     assert re.search(r"up \(|run:", ready.ok(status + " /root/imds"))
     assert ready.ok("ps -o user= -C python3") == "fake-metadata\n"
@@ -1055,7 +1094,7 @@ def test_run_script(ready, command, status):
 
 
 def test_check_finds_nothing(shared):
-    """On a sound box check finds nothing, changes nothing, and tells when the credentials rotate."""
+    """On a sound box check finds nothing, changes nothing, and says when the credentials rotate."""
     before = shared.snapshot()
     said = shared.ok(CHECK)
     assert without_log(difference(before, shared.snapshot())) == []
@@ -1080,10 +1119,10 @@ FINDINGS = {
     "rule in the other backend too": ("iptables-legacy -t nat -A " + RULE, "more than once"),
     "configuration": ("printf '[instance]\\nbogus = 1\\n' >" + CONFIG, "[instance] bogus"),
     "port": (SERVICE + "stop; " + TAKE_PORT, "port 8000"),
-    "source": ("printf '[credentials]\\nsource = process\\ncommand = /bin/false\\n' >%s && %s restart" %
-               (CONFIG, SERVICE), "credentials"),
-    "tokens refused": ("printf '[metadata-options]\\nhttp-endpoint = disabled\\n' >%s && %s restart" %
-                       (CONFIG, SERVICE), "403"),
+    "source": ("printf '[credentials]\\nsource = process\\ncommand = /bin/false\\n' >%s && "
+               "%s restart" % (CONFIG, SERVICE), "credentials"),
+    "tokens refused": ("printf '[metadata-options]\\nhttp-endpoint = disabled\\n' >%s && "
+                       "%s restart" % (CONFIG, SERVICE), "403"),
     "not at boot": ("rm /etc/rc?.d/*fake-metadata", "boot"),
     "interfaces": ("echo >" + INTERFACES, INTERFACES),
     "missing file": ("rm /etc/logrotate.d/fake-metadata", "/etc/logrotate.d/fake-metadata"),
@@ -1099,16 +1138,18 @@ def test_check_finding(ready, name):
     ready.ok(command)
     before = ready.snapshot()
     result = ready.run(CHECK)
-    assert result.code == 1 and [line for line in result.out.splitlines() if words in line and "remedy" in line], result
+    assert result.code == 1 and [line for line in result.out.splitlines()
+                                 if words in line and "remedy" in line], result
     assert without_log(difference(before, ready.snapshot())) == []
 
 
 @pytest.mark.parametrize("variable, value, words", [
-    ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE", "AWS_ACCESS_KEY_ID"), ("AWS_PROFILE", "prod", "AWS_PROFILE"),
+    ("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE", "AWS_ACCESS_KEY_ID"),
+    ("AWS_PROFILE", "prod", "AWS_PROFILE"),
     ("AWS_EC2_METADATA_DISABLED", "true", "AWS_EC2_METADATA_DISABLED"),
     ("http_proxy", "http://192.0.2.1:3128", "NO_PROXY")])
 def test_check_variable(shared, variable, value, words):
-    """A variable that keeps an SDK from the service is found, in a line with a remedy, without its value."""
+    """A variable that keeps SDKs away is found, in a line with a remedy and without its value."""
     result = shared.run(CHECK, env={variable: value})
     line, = [line for line in result.out.splitlines() if words in line]
     assert result.code == 1 and "remedy" in line and "EXAMPLE" not in line, result
@@ -1116,7 +1157,8 @@ def test_check_variable(shared, variable, value, words):
 
 def test_proxy_with_exception_is_no_finding(shared):
     """A proxy whose NO_PROXY names the address is no finding."""
-    shared.ok(CHECK, env={"http_proxy": "http://192.0.2.1:3128", "no_proxy": "localhost,169.254.169.254"})
+    shared.ok(CHECK, env={"http_proxy": "http://192.0.2.1:3128",
+                          "no_proxy": "localhost,169.254.169.254"})
 
 
 def test_check_without_root(shared):
@@ -1129,7 +1171,7 @@ def test_check_without_root(shared):
 
 
 def test_no_trace(any_box):
-    """After install and purge files, addresses, rules, users, processes and ports are what they were."""
+    """After install and purge files, addresses, rules, users, processes and ports are as before."""
     before = any_box.snapshot()
     any_box.ok(INSTALL)
     any_box.ok(PURGE)
@@ -1175,7 +1217,7 @@ def test_uninstall_twice(box):
 
 
 def test_uninstall_keeps_logs_and_edits(installed):
-    """Without --purge the logs and an edited configuration stay, and it says so; a later purge takes them."""
+    """Without --purge logs and edited configuration stay, as it says; a later purge takes them."""
     configure(installed, "[instance]\ninstance-type = m7g.large\n")
     said = installed.ok(UNINSTALL)
     assert CONFIG in said and LOG in said and "--purge" in said
@@ -1193,7 +1235,8 @@ def test_kept_configuration_is_used_again(installed):
     assert fact(installed, "instance-type") == "m7g.large"
 
 
-@pytest.mark.parametrize("folders", ["/apps /mnt/logs", "/apps/fake-metadata /mnt/logs/fake-metadata", "/etc/network"])
+@pytest.mark.parametrize("folders", [
+    "/apps /mnt/logs", "/apps/fake-metadata /mnt/logs/fake-metadata", "/etc/network"])
 def test_folders_that_were_there_stay(boot, folders):
     """Folders that were there before stay, empty or not."""
     box = boot("no-ifupdown")
@@ -1208,14 +1251,15 @@ def test_foreign_files_stay(installed):
     """What the admin put in the program's and the log's folder stays, with the folders."""
     installed.ok("echo mine | tee /apps/fake-metadata/mine >/mnt/logs/fake-metadata/mine")
     installed.ok(PURGE)
-    assert installed.ok("find /apps /mnt/logs -type f") == "/apps/fake-metadata/mine\n/mnt/logs/fake-metadata/mine\n"
+    assert installed.ok("find /apps /mnt/logs -type f") == (
+        "/apps/fake-metadata/mine\n/mnt/logs/fake-metadata/mine\n")
 
 
 @pytest.mark.parametrize("was_there", [
     "useradd --system --shell /usr/sbin/nologin fake-metadata", "groupadd --system fake-metadata",
     "ip addr add 169.254.169.254/32 dev lo"])
 def test_what_was_there_stays(sysvinit, was_there):
-    """A user, a group or an address that was there before the installation is there after the purge."""
+    """A user, group or address that was there before the installation is there after the purge."""
     sysvinit.ok(was_there)
     before = sysvinit.snapshot()
     sysvinit.ok(INSTALL)
@@ -1241,7 +1285,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind, name", [("sysvinit", name) for name in sorted(BROKEN)] + [
-    ("systemd", name) for name in ("dead", "init script gone", "program gone", "configuration broken", "user gone")])
+    ("systemd", name)
+    for name in ("dead", "init script gone", "program gone", "configuration broken", "user gone")])
 def test_uninstall_of_what_is_broken(boot, kind, name):
     """Whatever of it is broken, uninstall --purge exits 0 and leaves no trace."""
     box = boot(kind)

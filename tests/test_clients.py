@@ -1,8 +1,9 @@
 """Unmodified AWS clients take from a running service what they take from a real instance.
 
-A client is told of the service by AWS_EC2_METADATA_SERVICE_ENDPOINT ("variable"), or told nothing: then it runs in a
-network namespace where 169.254.169.254 is the service's own ("address"). A client that is not installed skips, or
-fails where FAKE_METADATA_NO_SKIP is set; `sh tests/clients/install.sh` installs all of them on Debian 12.
+A client is told of the service by AWS_EC2_METADATA_SERVICE_ENDPOINT ("variable"), or told nothing:
+then it runs in a network namespace where 169.254.169.254 is the service's own ("address").
+A client that is not installed skips, or fails where FAKE_METADATA_NO_SKIP is set;
+`sh tests/clients/install.sh` installs all of them on Debian 12.
 """
 import contextlib
 import functools
@@ -23,7 +24,8 @@ FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
 GO_LIBRARIES = "/usr/share/gocode"
 ADDRESS = "http://169.254.169.254"
 ROOT_USER = os.geteuid() == 0
-NAMESPACE = ["unshare", "--net"] + ([] if ROOT_USER else ["--map-root-user"]) + ["sh", FOLDER + "/namespace.sh"]
+NAMESPACE = (["unshare", "--net"] + ([] if ROOT_USER else ["--map-root-user"])
+             + ["sh", FOLDER + "/namespace.sh"])
 LIKE_EC2 = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "sh", FOLDER + "/like_ec2.sh"]
 REQUIRED = "[metadata-options]\nhttp-tokens = required\n"
 CONTAINER = "[container]\nauthorization-token = Basic c2VjcmV0\n"
@@ -41,11 +43,12 @@ class Machine:
         self.service = Service(folder, config, bind="127.0.0.1:8000" if inside else "127.0.0.1:0",
                                within=NAMESPACE if inside else ())
         self.url = ADDRESS if inside else self.service.url
-        self.enter = ["nsenter", "--target", str(self.service.process.pid), "--net"] if inside else []
+        self.enter = (
+            ["nsenter", "--target", str(self.service.process.pid), "--net"] if inside else [])
         self.enter += ["--user", "--preserve-credentials"] if inside and not ROOT_USER else []
 
     def environment(self, **variables):
-        """Return the environment of a client: nothing of AWS and no proxy but what the test says."""
+        """Return a client's environment: nothing of AWS and no proxy but what the test says."""
         kept = {name: value for name, value in os.environ.items()
                 if not name.startswith("AWS_") and not name.lower().endswith("_proxy")}
         if self.reach == "variable":
@@ -54,10 +57,12 @@ class Machine:
 
     def run(self, *command, **variables):
         """Run a client to its end; return what it prints."""
-        done = subprocess.run(self.enter + list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, env=self.environment(**variables), cwd=self.home,
-                              timeout=PATIENCE)
-        assert done.returncode == 0, "%s: %s\n%s" % (command, done.stderr.decode(), self.service.log())
+        done = subprocess.run(
+            self.enter + list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=self.environment(**variables), cwd=self.home,
+            timeout=PATIENCE)
+        assert done.returncode == 0, "%s: %s\n%s" % (
+            command, done.stderr.decode(), self.service.log())
         return done.stdout.decode()
 
     def run_json(self, *command, **variables):
@@ -65,9 +70,10 @@ class Machine:
 
     @contextlib.contextmanager
     def running(self, *command, stdin=subprocess.PIPE, **variables):
-        """Run a client beside the test, which reads its lines; a client that says nothing is ended in time."""
-        client = subprocess.Popen(self.enter + list(command), stdin=stdin, stdout=subprocess.PIPE,
-                                  env=self.environment(**variables), cwd=self.home, universal_newlines=True)
+        """Run a client beside the test, which reads its lines; a silent one is ended in time."""
+        client = subprocess.Popen(
+            self.enter + list(command), stdin=stdin, stdout=subprocess.PIPE,
+            env=self.environment(**variables), cwd=self.home, universal_newlines=True)
         alarm = threading.Timer(PATIENCE, client.kill)
         alarm.start()
         try:
@@ -89,8 +95,9 @@ class Machine:
         """Make new credentials; return their document once they are served."""
         old = self.credentials()["AccessKeyId"]
         self.service.signal(signal.SIGUSR1)
-        return wait_for(lambda: next((new for new in [self.credentials()] if new["AccessKeyId"] != old), None),
-                        what="the next generation")
+        return wait_for(
+            lambda: next((new for new in [self.credentials()] if new["AccessKeyId"] != old), None),
+            what="the next generation")
 
 
 @functools.lru_cache(maxsize=None)
@@ -105,7 +112,7 @@ def namespace_trouble():
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory):
-    """Start machines: machines(reach, config); one of each kind, shared by the tests that leave them as they are."""
+    """Start machines: machines(reach, config); one of each kind for tests that change nothing."""
     started = {}
 
     def start(reach, config=""):
@@ -151,23 +158,27 @@ def tool(program):
 
 @functools.lru_cache(maxsize=None)
 def works(*command):
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    return subprocess.run(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def python_with(module):
-    """Return a Python that has a module: that of the clients' own venv, this one, or the system's."""
+    """Return a Python that has a module: that of the clients' venv, this one, or the system's."""
     pythons = [FOLDER + "/venv/bin/python", sys.executable, "/usr/bin/python3"]
-    found = [path for path in pythons if os.path.exists(path) and works(path, "-c", "import " + module)]
+    found = [path for path in pythons
+             if os.path.exists(path) and works(path, "-c", "import " + module)]
     return need(found, "no Python has %s" % module)[0]
 
 
 @functools.lru_cache(maxsize=None)
 def aws_versions():
     """Return {major version of the AWS CLI: path} of all on this machine."""
-    folders = [FOLDER + "/venv/bin"] + os.environ.get("PATH", "").split(":") + ["/usr/local/bin", "/usr/bin"]
+    folders = ([FOLDER + "/venv/bin"] + os.environ.get("PATH", "").split(":")
+               + ["/usr/local/bin", "/usr/bin"])
     found = {}
     for path in [folder + "/aws" for folder in folders if os.access(folder + "/aws", os.X_OK)]:
-        said = subprocess.run([path, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+        said = subprocess.run(
+            [path, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
         if said.startswith("aws-cli/"):
             found.setdefault(said[len("aws-cli/")], path)
     return found
@@ -187,10 +198,12 @@ def node(program):
 def go(program, library):
     """Build a Go program with Debian's copy of the SDK; return its path."""
     tool("go")
-    need(os.path.isdir(os.path.join(GO_LIBRARIES, "src/github.com/aws", library)), library + " is not installed")
+    need(os.path.isdir(os.path.join(GO_LIBRARIES, "src/github.com/aws", library)),
+         library + " is not installed")
     built = os.path.join(FOLDER, "build", program)
     subprocess.run(["go", "build", "-o", built, os.path.join(FOLDER, program + ".go")], check=True,
-                   env=dict(os.environ, GO111MODULE="off", GOPATH=GO_LIBRARIES, GOFLAGS="", GOPROXY="off"))
+                   env=dict(os.environ, GO111MODULE="off", GOPATH=GO_LIBRARIES, GOFLAGS="",
+                            GOPROXY="off"))
     return built
 
 
@@ -200,10 +213,12 @@ def ruby():
 
 
 def cloud_init():
-    """Return the folder of the cloudinit module: the system's, or that of the package unpacked beside the tests."""
-    folders = ["/usr/lib/python3/dist-packages", FOLDER + "/cloud-init/usr/lib/python3/dist-packages"]
+    """Return the folder of the cloudinit module: the system's, or one unpacked beside the tests."""
+    folders = ["/usr/lib/python3/dist-packages",
+               FOLDER + "/cloud-init/usr/lib/python3/dist-packages"]
     found = [folder for folder in folders if os.path.isdir(folder + "/cloudinit")]
-    need(found and works("/usr/bin/python3", "-c", "import configobj, jinja2, jsonpatch, requests, yaml"),
+    need(found
+         and works("/usr/bin/python3", "-c", "import configobj, jinja2, jsonpatch, requests, yaml"),
          "cloud-init is not installed")
     return found[0]
 
@@ -214,9 +229,11 @@ def on_ec2(*command):
     return LIKE_EC2 + list(command)
 
 
-# The clients. Each function takes a machine and returns what the client found, in the words of the real document.
+# The clients. Each function takes a machine and returns what the client found, in the words of the
+# real document.
 
-EITHER_WAY = [("variable", "optional"), ("variable", "required"), ("address", "optional"), ("address", "required")]
+EITHER_WAY = [("variable", "optional"), ("variable", "required"),
+              ("address", "optional"), ("address", "required")]
 BY_ADDRESS = EITHER_WAY[2:]
 CLIENTS = []
 
@@ -261,7 +278,8 @@ def javascript_instance_metadata(machine):
 @client("JavaScript SDK v3 MetadataService", EITHER_WAY)
 def javascript_metadata_service(machine):
     paths = [CREDENTIALS, "/latest/meta-data/placement/region", "/latest/meta-data/instance-id"]
-    document, region, instance = map(json.loads, machine.run(*node("javascript_metadata.mjs") + paths).splitlines())
+    document, region, instance = map(
+        json.loads, machine.run(*node("javascript_metadata.mjs") + paths).splitlines())
     return dict(json.loads(document), Region=region, InstanceId=instance)
 
 
@@ -288,27 +306,32 @@ def s3fs(machine):
     with bucket(machine) as (port, signed):
         options = "iam_role=auto,use_path_request_style,url=http://127.0.0.1:%d" % port
         s3fs_command = ["unshare", "--mount", tool("s3fs"), "bucket", mount, "-f", "-o", options]
-        with machine.running(*s3fs_command, stdin=subprocess.DEVNULL):  # it takes the body of the token PUT from there
+        # s3fs takes the body of the token PUT from standard input.
+        with machine.running(*s3fs_command, stdin=subprocess.DEVNULL):
             return signed()
 
 
 @client("curl", EITHER_WAY)
 def curl(machine):
     get = [tool("curl"), "--silent", "--show-error", "--fail"]
-    token = machine.run(*get + ["-X", "PUT", "-H", TTL_HEADER + ": 60", machine.url + "/latest/api/token"])
-    return machine.run_json(*get + ["-H", "%s: %s" % (TOKEN_HEADER, token), machine.url + CREDENTIALS])
+    token = machine.run(
+        *get + ["-X", "PUT", "-H", TTL_HEADER + ": 60", machine.url + "/latest/api/token"])
+    return machine.run_json(
+        *get + ["-H", "%s: %s" % (TOKEN_HEADER, token), machine.url + CREDENTIALS])
 
 
 @client("wget", EITHER_WAY)
 def wget(machine):
     get = [tool("wget"), "--quiet", "--output-document=-"]
-    token = machine.run(*get + ["--method=PUT", "--header=%s: 60" % TTL_HEADER, machine.url + "/latest/api/token"])
-    return machine.run_json(*get + ["--header=%s: %s" % (TOKEN_HEADER, token), machine.url + CREDENTIALS])
+    token = machine.run(
+        *get + ["--method=PUT", "--header=%s: 60" % TTL_HEADER, machine.url + "/latest/api/token"])
+    return machine.run_json(
+        *get + ["--header=%s: %s" % (TOKEN_HEADER, token), machine.url + CREDENTIALS])
 
 
 @contextlib.contextmanager
 def bucket(machine):
-    """Run an S3 where the clients of a machine run; give its port, and what waits for the next signed request."""
+    """Run an S3 where a machine's clients run; give its port, and what awaits a signed request."""
     with machine.running(sys.executable, FOLDER + "/s3.py") as s3:
         yield int(s3.stdout.readline()), lambda: json.loads(s3.stdout.readline())
 
@@ -322,14 +345,15 @@ def signed_by(machine, aws, **variables):
 
 
 def same_credentials(found, document):
-    """Tell whether a client found the keys of a document; a signed request does not show the secret."""
-    return all(found.get(key, document[key]) == document[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")) \
-        and found["AccessKeyId"] and found["Token"]
+    """Tell whether a client found a document's keys; a signed request does not show the secret."""
+    return (all(found.get(key, document[key]) == document[key]
+                for key in ("AccessKeyId", "SecretAccessKey", "Token"))
+            and found["AccessKeyId"] and found["Token"])
 
 
 @pytest.mark.parametrize("ask, reach, tokens", CLIENTS)
 def test_client_takes_what_is_served(machines, ask, reach, tokens):
-    """A client finds the credentials that the service serves, and region and instance id where it looks for them."""
+    """A client finds the credentials served, and region and instance id where it looks for them."""
     machine = machines(reach, REQUIRED if tokens == "required" else "")
 
     found = ask(machine)
@@ -342,7 +366,7 @@ def test_client_takes_what_is_served(machines, ask, reach, tokens):
 # Rotation.
 
 def going_on(name):
-    """Return the command of a client that prints its credentials again when told, and how it reaches the service."""
+    """Return the command of a client that prints its credentials again when told, and its reach."""
     return {
         "JavaScript SDK v3": lambda: (node("javascript.mjs"), "variable"),
         "Go SDK v1": lambda: ([go("go_v1", "aws-sdk-go")], "variable"),
@@ -360,7 +384,7 @@ def tell(running):
 
 @pytest.mark.parametrize("name", ["JavaScript SDK v3", "Go SDK v1", "Go SDK v2", "Ruby SDK"])
 def test_running_client_takes_the_next_generation(machine_of, name):
-    """A running client takes a later generation of keys: most within five minutes of expiry, Go v2 at expiry."""
+    """A running client takes later keys: most within five minutes of expiry, Go v2 at expiry."""
     command, reach = going_on(name)
     machine = machine_of(reach, SHORT_LIVED)
     with machine.running(*command) as running:
@@ -371,15 +395,17 @@ def test_running_client_takes_the_next_generation(machine_of, name):
 
         assert later["AccessKeyId"] != first["AccessKeyId"] and later["Token"] != first["Token"]
         for found in first, later:
-            assert "new credentials for BaseIAMRole: ...%s," % found["AccessKeyId"][-4:] in machine.service.log()
+            assert ("new credentials for BaseIAMRole: ...%s," % found["AccessKeyId"][-4:]
+                    in machine.service.log())
 
 
 def libfaketime():
-    return need(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"), "libfaketime is not installed")[0]
+    return need(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"),
+                "libfaketime is not installed")[0]
 
 
 def test_running_boto3_session_takes_the_next_generation(machine_of):
-    """A running boto3 session takes the next generation when its keys have less than 15 minutes left.
+    """A running boto3 session takes the next keys when its own have less than 15 minutes left.
 
     botocore keeps any keys for at least two minutes, so its clock is moved, nothing else.
     """
@@ -387,8 +413,9 @@ def test_running_boto3_session_takes_the_next_generation(machine_of):
     clock = os.path.join(machine.home, "clock")
     with open(clock, "w") as file:
         file.write("+0")
-    with machine.running(python, FOLDER + "/boto3_session.py", LD_PRELOAD=libfaketime(), FAKETIME_NO_CACHE="1",
-                         FAKETIME_TIMESTAMP_FILE=clock, DONT_FAKE_MONOTONIC="1") as running:
+    with machine.running(
+            python, FOLDER + "/boto3_session.py", LD_PRELOAD=libfaketime(), FAKETIME_NO_CACHE="1",
+            FAKETIME_TIMESTAMP_FILE=clock, DONT_FAKE_MONOTONIC="1") as running:
         first, before = json.loads(running.stdout.readline()), machine.credentials()
         after = machine.rotate()
         kept = tell(running)
@@ -408,24 +435,29 @@ CONTAINER_CLIENTS = {
         python_with("boto3"), FOLDER + "/boto3_session.py", **container),
     "AWS CLI v1": lambda machine, **container: signed_by(machine, aws_cli("1"), **container),
     "AWS CLI v2": lambda machine, **container: signed_by(machine, aws_cli("2"), **container),
-    "JavaScript SDK v3": lambda machine, **container: machine.run_json(*node("javascript.mjs"), **container),
+    "JavaScript SDK v3": lambda machine, **container: machine.run_json(
+        *node("javascript.mjs"), **container),
     "JavaScript SDK v3 fromHttp": lambda machine, **container: machine.run_json(
         *node("javascript.mjs") + ["fromHttp"], **container),
     "JavaScript SDK v3 fromContainerMetadata": lambda machine, **container: machine.run_json(
         *node("javascript.mjs") + ["fromContainerMetadata"], **container),
-    "Go SDK v1": lambda machine, **container: machine.run_json(go("go_v1", "aws-sdk-go"), **container),
-    "Go SDK v2": lambda machine, **container: machine.run_json(go("go_v2", "aws-sdk-go-v2"), **container),
+    "Go SDK v1": lambda machine, **container: machine.run_json(
+        go("go_v1", "aws-sdk-go"), **container),
+    "Go SDK v2": lambda machine, **container: machine.run_json(
+        go("go_v2", "aws-sdk-go-v2"), **container),
 }
 
 
 @pytest.mark.parametrize("name", sorted(CONTAINER_CLIENTS))
 def test_client_takes_container_credentials(machines, name):
-    """A client that is pointed to the container endpoint gets the same keys there, with the authorization token."""
+    """A client told of the container endpoint gets the same keys with the authorization token."""
     machine = machines("variable", CONTAINER)
 
     found = CONTAINER_CLIENTS[name](
-        machine, AWS_CONTAINER_CREDENTIALS_FULL_URI=machine.service.url + "/v2/credentials/BaseIAMRole",
-        AWS_CONTAINER_AUTHORIZATION_TOKEN="Basic c2VjcmV0", AWS_EC2_METADATA_DISABLED="true", AWS_REGION="us-east-1")
+        machine,
+        AWS_CONTAINER_CREDENTIALS_FULL_URI=machine.service.url + "/v2/credentials/BaseIAMRole",
+        AWS_CONTAINER_AUTHORIZATION_TOKEN="Basic c2VjcmV0", AWS_EC2_METADATA_DISABLED="true",
+        AWS_REGION="us-east-1")
 
     assert same_credentials(found, machine.credentials())
     assert found.get("Method") in (None, "container-role")
@@ -462,7 +494,8 @@ def test_cloud_init_crawls_everything(whole, tmp_path):
     """cloud-init's EC2 datasource recognises AWS and crawls the whole tree."""
     module = cloud_init()
 
-    found = whole.run_json(*on_ec2("/usr/bin/python3", FOLDER + "/cloud_init.py", ADDRESS, str(tmp_path), module))
+    found = whole.run_json(*on_ec2(
+        "/usr/bin/python3", FOLDER + "/cloud_init.py", ADDRESS, str(tmp_path), module))
 
     data = found["meta-data"]
     assert (found["found"], found["cloud"]) == (True, "aws")
@@ -478,7 +511,8 @@ def test_cloud_init_by_its_own_setting(machines, tmp_path):
     """cloud-init's EC2 datasource takes another address from its setting metadata_urls."""
     machine, module = machines("variable", WHOLE % "required"), cloud_init()
 
-    found = machine.run_json(*on_ec2("/usr/bin/python3", FOLDER + "/cloud_init.py", machine.url, str(tmp_path), module))
+    found = machine.run_json(*on_ec2(
+        "/usr/bin/python3", FOLDER + "/cloud_init.py", machine.url, str(tmp_path), module))
 
     assert (found["found"], found["cloud"]) == (True, "aws")
     assert found["meta-data"]["placement"]["region"] == "eu-central-1"
@@ -530,8 +564,9 @@ def test_ec2metadata_of_cloud_utils(whole):
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_spot_interruption_watcher(machine_of, tokens):
-    """A watcher that polls as the node termination handler does sees 404 until the notice, then the notice."""
-    config = "[metadata-options]\nhttp-tokens = %s\n[events]\nspot-interruption = +2s terminate\n" % tokens
+    """A watcher that polls as the node termination handler does sees 404 until the notice comes."""
+    config = ("[metadata-options]\nhttp-tokens = %s\n"
+              "[events]\nspot-interruption = +2s terminate\n" % tokens)
     machine = machine_of("variable", config)
 
     notice = machine.run_json(sys.executable, FOLDER + "/spot_watcher.py", machine.url, "20")
@@ -546,8 +581,10 @@ def test_spot_interruption_watcher(machine_of, tokens):
 RETRYING = {
     "boto3": lambda machine: machine.run_json(
         python_with("boto3"), FOLDER + "/boto3_session.py", AWS_METADATA_SERVICE_NUM_ATTEMPTS="3"),
-    "AWS CLI v1": lambda machine: signed_by(machine, aws_cli("1"), AWS_METADATA_SERVICE_NUM_ATTEMPTS="3"),
-    "AWS CLI v2": lambda machine: signed_by(machine, aws_cli("2"), AWS_METADATA_SERVICE_NUM_ATTEMPTS="3"),
+    "AWS CLI v1": lambda machine: signed_by(
+        machine, aws_cli("1"), AWS_METADATA_SERVICE_NUM_ATTEMPTS="3"),
+    "AWS CLI v2": lambda machine: signed_by(
+        machine, aws_cli("2"), AWS_METADATA_SERVICE_NUM_ATTEMPTS="3"),
     "JavaScript SDK v3": lambda machine: machine.run_json(
         *node("javascript.mjs") + ["fromInstanceMetadata", '{"maxRetries": 2}']),
     "Go SDK v1": go_v1,
@@ -556,7 +593,8 @@ RETRYING = {
 FAULTS = {
     "503": "once = /latest/meta-data/iam/* status 503 times 1",
     "late": "late = /latest/meta-data/iam/* delay 300ms",
-    "too late": "once = /latest/meta-data/iam/* delay 1500ms times 1",  # most give up after one second, and ask again
+    # Most clients give up after one second, and ask again.
+    "too late": "once = /latest/meta-data/iam/* delay 1500ms times 1",
     "reset": "once = /latest/meta-data/iam/* reset times 1",
 }
 
@@ -564,7 +602,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", sorted(FAULTS))
 @pytest.mark.parametrize("name", sorted(RETRYING))
 def test_client_rides_through_a_fault(machine_of, name, fault):
-    """A client that retries gets its credentials in spite of one failure, or of answers that come late."""
+    """A client that retries gets its credentials in spite of one failure, or of late answers."""
     machine = machine_of("variable", "[faults]\n" + FAULTS[fault])
 
     found = RETRYING[name](machine)
@@ -580,8 +618,11 @@ def test_running_client_keeps_its_credentials_through_an_outage(machine_of, name
     with machine.running(*command) as running:
         first = json.loads(running.stdout.readline())
 
-        machine.service.reload(SHORT_LIVED + "[faults]\noutage = /latest/meta-data/iam/* status 503")
-        during = wait_for(lambda: next((keys for keys in [tell(running)] if '" 503 ' in machine.service.log()), None),
-                          what="an attempt of the client during the outage")
+        machine.service.reload(
+            SHORT_LIVED + "[faults]\noutage = /latest/meta-data/iam/* status 503")
+        during = wait_for(
+            lambda: next((keys for keys in [tell(running)]
+                          if '" 503 ' in machine.service.log()), None),
+            what="an attempt of the client during the outage")
 
         assert during == first

@@ -184,9 +184,12 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("events", "rebalance-recommendation", "soon", "+90s"),
     ("events", "rebalance-recommendation", "+60s terminate", "90s"),
     ("events", "scheduled-maintenance", "+30s system-reboot", "2026-12-01T08:00:00Z"),
-    ("events", "scheduled-maintenance", "+30s coffee-break 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z", "system-reboot"),
-    ("events", "scheduled-maintenance", "+30s system-reboot today 2026-12-01T10:00:00Z", "2026-12-01T08:00:00Z"),
-    ("events", "scheduled-maintenance", "+30s system-reboot +1h +2h postponed +3h", "completed, canceled"),
+    ("events", "scheduled-maintenance",
+     "+30s coffee-break 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z", "system-reboot"),
+    ("events", "scheduled-maintenance", "+30s system-reboot today 2026-12-01T10:00:00Z",
+     "2026-12-01T08:00:00Z"),
+    ("events", "scheduled-maintenance", "+30s system-reboot +1h +2h postponed +3h",
+     "completed, canceled"),
     ("events", "scheduled-maintenance", "+30s system-reboot +1h +2h,", "2026-12-01T08:00:00Z"),
     ("events", "target-lifecycle-state", "Asleep", "InService"),
     ("events", "target-lifecycle-state", "InService, Terminated +120s", "+90s"),
@@ -220,11 +223,14 @@ UNKNOWN = [  # text, what the error must say
     ("[zzz]\n", "[zzz]: unknown section; known are: "),
     ("[interface]\n", "[interface]"),
     ("[role]\n", "[role]"),
-    ("[server]\nallowed-host = x\n", "[server] allowed-host: unknown key; did you mean allowed-hosts?"),
+    ("[server]\nallowed-host = x\n",
+     "[server] allowed-host: unknown key; did you mean allowed-hosts?"),
     ("[server]\nport = 80\n",
      "[server] port: unknown key; known are: allowed-hosts, bind, log"),
-    ("[instance]\ninstance_id = i-1234abcd\n", "[instance] instance_id: unknown key; did you mean instance-id?"),
-    ("[instance]\nInstance-Id = i-1234abcd\n", "[instance] Instance-Id: unknown key; did you mean instance-id?"),
+    ("[instance]\ninstance_id = i-1234abcd\n",
+     "[instance] instance_id: unknown key; did you mean instance-id?"),
+    ("[instance]\nInstance-Id = i-1234abcd\n",
+     "[instance] Instance-Id: unknown key; did you mean instance-id?"),
     ("[instance]\nregion = us-east-1\n", "[instance] region: unknown key"),
     ("[interface eth1]\ninstance-id = i-1234abcd\n",
      "[interface eth1] instance-id: unknown key; did you mean interface-id?"),
@@ -241,7 +247,8 @@ CONFLICTS = [  # text, section and key that the error must name
     ("[role BaseIAMRole]\n", "[role BaseIAMRole]"),
     ("[role two words]\n", "[role two words]"),
     ("[role a]\n[role  a]\n", "[role  a]"),
-    ("[instance]\nmac = 0e:00:00:00:00:01\n[interface eth1]\nmac = 0e:00:00:00:00:01\n", "[interface eth1] mac: "),
+    ("[instance]\nmac = 0e:00:00:00:00:01\n[interface eth1]\nmac = 0e:00:00:00:00:01\n",
+     "[interface eth1] mac: "),
     ("[interface eth1]\n[interface eth1]\n", "[interface eth1]"),
     ("[server]\nlog = /a\nlog = /b\n", "[server] log: "),
     ("[instance]\npublic-key = ssh-ed25519 AAAAC3Nza\n", "[instance] public-key: "),
@@ -391,7 +398,8 @@ def test_broken_file(check, text, error):
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name, reason", [("missing.conf", "No such file"), (".", "Is a directory")])
+@pytest.mark.parametrize("name, reason", [
+    ("missing.conf", "No such file"), (".", "Is a directory")])
 def test_unreadable_file(tmp_path, capfd, name, reason):
     """A configuration that cannot be read is named, with the reason."""
     path = str(tmp_path / name)
@@ -401,9 +409,10 @@ def test_unreadable_file(tmp_path, capfd, name, reason):
 
 
 @pytest.mark.parametrize("text", [
-    "", "\n\n", "# a comment\n; another\n", "[server]\n", "\ufeff[server]\nlog = x\n", "[server]\r\nlog = x\r\n",
-    "[server]\n  log = x\n  bind = 127.0.0.1:0\n", "[server]\nlog=x", "[server]\nlog =\n",
-    "[tags]\nName = a = b # c\n", "[interface eth1]\n[interface eth2]\n[role a]\n[role b]\n"])
+    "", "\n\n", "# a comment\n; another\n", "[server]\n", "\ufeff[server]\nlog = x\n",
+    "[server]\r\nlog = x\r\n", "[server]\n  log = x\n  bind = 127.0.0.1:0\n", "[server]\nlog=x",
+    "[server]\nlog =\n", "[tags]\nName = a = b # c\n",
+    "[interface eth1]\n[interface eth2]\n[role a]\n[role b]\n"])
 def test_good_file(check, text):
     """Comments, blank lines, a byte order mark, CRLF and indented keys are fine."""
     code, said = check(text)
@@ -423,15 +432,18 @@ def test_percent_sign_is_a_character(load):
 
 
 def test_named_sections_stand_beside_each_other(load):
-    """Each [interface NAME] and [role NAME] is a section of its own, with the defaults of its kind."""
-    config = load("[interface eth1]\nipv6 = 2001:db8::1\n[interface eth2]\n[role build]\nlifetime = 1h\n[role test]\n")
+    """Each [interface NAME] and [role NAME] is a section of its own, with its kind's defaults."""
+    config = load("[interface eth1]\nipv6 = 2001:db8::1\n[interface eth2]\n"
+                  "[role build]\nlifetime = 1h\n[role test]\n")
 
-    assert [config[name]["ipv6"] for name in ("interface eth1", "interface eth2")] == [["2001:db8::1"], []]
+    assert [config[name]["ipv6"] for name in ("interface eth1", "interface eth2")] == [
+        ["2001:db8::1"], []]
     assert [config[name]["lifetime"] for name in ("role build", "role test")] == [3600, 21600]
 
 
 @pytest.mark.parametrize("variable, key, value", [
-    ("EC2_LOCAL_IPV4", "public-ipv4", "203.0.113.9"), ("EC2_LOCAL_HOSTNAME", "public-hostname", "box.example.com")])
+    ("EC2_LOCAL_IPV4", "public-ipv4", "203.0.113.9"),
+    ("EC2_LOCAL_HOSTNAME", "public-hostname", "box.example.com")])
 def test_environment_outranks_the_file(load, variable, key, value):
     """EC2_LOCAL_IPV4 and EC2_LOCAL_HOSTNAME outrank the configuration."""
     text = "[instance]\npublic-ipv4 = 198.51.100.1\npublic-hostname = other.example.com\n"
@@ -441,7 +453,9 @@ def test_environment_outranks_the_file(load, variable, key, value):
 
 def test_environment_without_a_file():
     """EC2_LOCAL_IPV4 is taken where there is no configuration."""
-    assert load_config(None, {"EC2_LOCAL_IPV4": "203.0.113.9"})["instance"]["public-ipv4"] == "203.0.113.9"
+    config = load_config(None, {"EC2_LOCAL_IPV4": "203.0.113.9"})
+
+    assert config["instance"]["public-ipv4"] == "203.0.113.9"
 
 
 def test_empty_variable_is_none(load):
@@ -474,7 +488,8 @@ def test_no_duration(text):
         fake_metadata.duration(text)
 
 
-@pytest.mark.parametrize("text, seconds", [("+0s", 1000), ("+90s", 1090), ("2026-12-01T08:00:00Z", 1796112000)])
+@pytest.mark.parametrize("text, seconds", [
+    ("+0s", 1000), ("+90s", 1090), ("2026-12-01T08:00:00Z", 1796112000)])
 def test_when(text, seconds):
     """A WHEN counts from the start, or is a time of its own."""
     assert fake_metadata.when(text)(1000) == seconds

@@ -1,4 +1,4 @@
-"""Credentials: rotation by a clock that the test sets, the sources, and the documents to the byte."""
+"""Credentials: rotation by a clock that the test sets, the sources, the documents to the byte."""
 import json
 import os
 import queue
@@ -29,11 +29,12 @@ DEFAULTS = fake_metadata.default_settings("role NAME")
 def keys(expiration=None, key_id=None):
     """Return whole keys, other ones each time."""
     number = next(NUMBERS)
-    return Keys(key_id or "ASIAEXAMPLE%09d" % number, "secret%d" % number, "token%d" % number, expiration, "")
+    return Keys(key_id or "ASIAEXAMPLE%09d" % number, "secret%d" % number, "token%d" % number,
+                expiration, "")
 
 
 class Source:
-    """A source that gives what the test has put into it, new keys without expiry when nothing is left."""
+    """A source that gives what the test has put into it, and then new keys without expiry."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.fetches = list(outcomes), 0
@@ -69,10 +70,11 @@ class SlowSource:
 
 
 class Scene:
-    """RefreshableCredentials with its clocks, its log and, where it fetches in a thread, the queue of what it posts."""
+    """RefreshableCredentials with its clocks, its log and, with a thread, the queue it posts to."""
 
     def __init__(self, fetch, lifetime=SIX_HOURS, slow=False, settings=None):
-        self.now, self.uptime, self.log, self.posted, self.fetch = 1796112000, 5000, [], queue.Queue(), fetch
+        self.now, self.uptime, self.log, self.posted, self.fetch = (
+            1796112000, 5000, [], queue.Queue(), fetch)
         settings = settings or dict(DEFAULTS, lifetime=lifetime)
         self.credentials = RefreshableCredentials(
             "BaseIAMRole", settings, fetch, self.log.append, self.posted.put if slow else None,
@@ -85,7 +87,7 @@ class Scene:
         return self.credentials.current()
 
     def pass_time(self, seconds):
-        """Let time pass on both clocks, with the tick of each second but no more than a thousand."""
+        """Let time pass on both clocks, with the tick of each second, a thousand at most."""
         now, uptime, steps = self.now, self.uptime, min(int(seconds), 1000)
         for step in range(1, steps + 1):
             self.now, self.uptime = now + seconds * step / steps, uptime + seconds * step / steps
@@ -112,9 +114,10 @@ def test_expiry_of_the_source_counts():
 
 
 @pytest.mark.parametrize("lifetime, ahead", [
-    (DAY, 6 * HOUR), (SIX_HOURS, 90 * 60), (HOUR, 15 * 60), (1200, 300), (600, 300), (480, 240), (60, 30), (1, 0.5)])
+    (DAY, 6 * HOUR), (SIX_HOURS, 90 * 60), (HOUR, 15 * 60), (1200, 300), (600, 300), (480, 240),
+    (60, 30), (1, 0.5)])
 def test_new_ones_come_ahead_of_expiry(lifetime, ahead):
-    """New credentials come a quarter of the lifetime ahead, five minutes at least, half of a short life at most."""
+    """New ones come a quarter of the lifetime ahead, at least five minutes, at most half of it."""
     scene = Scene(Source(), lifetime=lifetime)
     first = scene.current
 
@@ -183,7 +186,7 @@ def test_last_good_ones_are_kept_while_the_source_fails():
 
 
 def test_never_a_success_that_is_expired_or_mixed():
-    """With a source that fails every other time nothing is ever served that is expired or of two generations."""
+    """With a source that fails every other time nothing expired or mixed is ever served."""
     scene, moments = Scene(Source(*[keys(), SourceError("no luck")] * 50), lifetime=HOUR), []
 
     for _ in range(24 * 60):
@@ -191,7 +194,8 @@ def test_never_a_success_that_is_expired_or_mixed():
         moments.append((scene.now, scene.current))
 
     assert all(now < good.expiration for now, good in moments)
-    assert all(good.keys.session_token[5:] == good.keys.secret_access_key[6:] for _, good in moments)
+    assert all(good.keys.session_token[5:] == good.keys.secret_access_key[6:]
+               for _, good in moments)
 
 
 def test_source_that_never_gave_any():
@@ -239,7 +243,7 @@ def test_requests_do_not_hurry_a_failing_source():
 
 
 def test_refresh_waits_for_no_back_off():
-    """Credentials asked for (USR1) are fetched at once, also while a failing source is left in peace."""
+    """Credentials asked for (USR1) are fetched at once, also in the back-off after a failure."""
     scene = Scene(Source(SourceError("no luck"), keys(key_id=KEY_ID)))
 
     scene.credentials.refresh()
@@ -258,7 +262,7 @@ def test_refresh_makes_new_ones_at_once():
 
 
 def test_the_same_keys_again():
-    """A source that gives the same keys until their last minutes is not asked again and again, and they serve on."""
+    """A source that gives the same keys until their last minutes is asked rarely; they serve on."""
     same = keys(1796112000 + HOUR)
     scene = Scene(Source(*[same] * 1000))
 
@@ -305,7 +309,7 @@ def test_error_in_a_source_is_a_failure_of_the_source():
 
 
 def test_one_line_per_generation():
-    """The log has role, last four of the key id and expiry of each generation, and no more of the keys."""
+    """The log has role, last four of the key id and expiry of each generation, and no more."""
     scene = Scene(Source(Keys(KEY_ID, SECRET, TOKEN, None, "")))
 
     assert scene.log == ["new credentials for BaseIAMRole: ...MPLE, until 2026-12-01T14:00:00Z"]
@@ -417,7 +421,8 @@ def test_rotations_of_a_reload(load):
 
     now = rotations("[role a]\n[role b]\nlifetime = 1h\n[role d]\n", former)
 
-    assert {role for role in now if former.get(role) is now[role]} == {"BaseIAMRole", "aws:ec2-instance", "a"}
+    assert {role for role in now if former.get(role) is now[role]} == {
+        "BaseIAMRole", "aws:ec2-instance", "a"}
     assert set(now) == {"BaseIAMRole", "aws:ec2-instance", "a", "b", "d"}
 
 
@@ -446,13 +451,14 @@ DOCUMENT = """{
 
 
 def test_document():
-    """The document has the keys, the order, the spacing and the times of the real one, and no final line feed."""
+    """The document has the keys, order, spacing and times of the real one, no final line feed."""
     assert credentials_document(GOOD) == DOCUMENT
 
 
 def test_extended_document():
     """The extended document is the same, with the account at its end."""
-    assert credentials_document(GOOD, "123456789012") == DOCUMENT[:-2] + ',\n  "AccountId" : "123456789012"\n}'
+    assert credentials_document(GOOD, "123456789012") == (
+        DOCUMENT[:-2] + ',\n  "AccountId" : "123456789012"\n}')
 
 
 def test_container_document():
@@ -461,13 +467,15 @@ def test_container_document():
 
     assert container_document(GOOD, arn, "123456789012") == (
         '{"RoleArn": "%s", "AccessKeyId": "%s", "SecretAccessKey": "%s", "Token": "%s", '
-        '"Expiration": "2026-12-01T14:00:00Z", "AccountId": "123456789012"}' % (arn, KEY_ID, SECRET, TOKEN))
+        '"Expiration": "2026-12-01T14:00:00Z", "AccountId": "123456789012"}'
+        % (arn, KEY_ID, SECRET, TOKEN))
 
 
 def test_failure_document():
     """What stands in place of credentials has Code, Message and LastUpdated, and no keys."""
     assert fake_metadata.failure_document("Failed", 'no "luck"', 1796112000) == (
-        '{\n  "Code" : "Failed",\n  "Message" : "no \\"luck\\"",\n  "LastUpdated" : "2026-12-01T08:00:00Z"\n}')
+        '{\n  "Code" : "Failed",\n  "Message" : "no \\"luck\\"",\n'
+        '  "LastUpdated" : "2026-12-01T08:00:00Z"\n}')
 
 
 def test_document_is_written_once_per_generation():
@@ -519,8 +527,8 @@ def test_static_keys(load):
 
 def test_static_keys_without_session_token(load):
     """Without a session token the token is empty."""
-    settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n" % (
-        KEY_ID, SECRET))["credentials"]
+    settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n"
+                    % (KEY_ID, SECRET))["credentials"]
 
     assert static(settings, os.urandom, NEVER).session_token == ""
 
@@ -539,7 +547,8 @@ def aws_file(tmp_path, load):
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
             path.chmod(0o600)
-        settings = load("[credentials]\nsource = profile\nprofile = %s\nfile = %s\n" % (name, path))["credentials"]
+        settings = load("[credentials]\nsource = profile\nprofile = %s\nfile = %s\n"
+                        % (name, path))["credentials"]
         return profile(settings, os.urandom, NEVER)
     read.path = path
     return read
@@ -569,7 +578,8 @@ def test_profile(aws_file, content, name, session_token):
 @pytest.mark.parametrize("key", ["aws_expiration", "x_security_token_expires"])
 def test_profile_with_an_expiry(aws_file, key):
     """The expiry that tools write beside the keys counts."""
-    assert aws_file("[default]\n%s%s = 2026-12-01T08:00:00Z\n" % (PAIR, key)).expiration == 1796112000
+    assert aws_file(
+        "[default]\n%s%s = 2026-12-01T08:00:00Z\n" % (PAIR, key)).expiration == 1796112000
 
 
 @pytest.mark.parametrize("content, name, reason", [
@@ -580,11 +590,14 @@ def test_profile_with_an_expiry(aws_file, key):
     ("[default]\nregion = eu-west-1\n", "default", "access key id"),
     ("[default]\naws_access_key_id = %s\n" % KEY_ID, "default", "secret access key"),
     ("[default]\naws_secret_access_key = %s\n" % SECRET, "default", "access key id"),
-    ("[default]\naws_access_key_id = %s\naws_secret_access_key =\n" % KEY_ID, "default", "secret access key"),
+    ("[default]\naws_access_key_id = %s\naws_secret_access_key =\n" % KEY_ID,
+     "default", "secret access key"),
     ("[default]\naws_access_key_id = %s\naws_secret_access_key" % KEY_ID, "default", "half of one"),
     ("[default]\naws_access_key_id = %s\naws_secr" % KEY_ID, "default", "half of one"),
-    ("[default]\naws_access_key_id = AKIAI\naws_secret_access_key = %s\n" % SECRET, "default", "access key id"),
-    ("[default]\naws_access_key_id = %s\naws_secret_access_key = two words\n" % KEY_ID, "default", "secret access key"),
+    ("[default]\naws_access_key_id = AKIAI\naws_secret_access_key = %s\n" % SECRET,
+     "default", "access key id"),
+    ("[default]\naws_access_key_id = %s\naws_secret_access_key = two words\n" % KEY_ID,
+     "default", "secret access key"),
     ("[default]\n" + PAIR + "aws_session_token = two words\n", "default", "session token"),
     ("[default]\n" + PAIR + "aws_expiration = soon\n", "default", "expiration"),
     ("[default\n" + PAIR, "default", "credentials file"),
@@ -696,7 +709,7 @@ def aws_home(tmp_path, load, monkeypatch):
     ("[dev]\nregion = eu-west-1\n", "[profile dev]\n" + PAIR, "dev"),
 ])
 def test_usual_files(aws_home, credentials, config, name):
-    """Without a file of its own a profile is looked for in ~/.aws/credentials, then in ~/.aws/config."""
+    """Without a file of its own a profile is sought in ~/.aws/credentials, then ~/.aws/config."""
     assert aws_home(credentials, config, name)[:2] == (KEY_ID, SECRET)
 
 
@@ -734,7 +747,9 @@ def test_change_of_a_watched_file(tmp_path, load, change):
     """A file that is written, replaced, deleted or made readable is read again within a second."""
     path = tmp_path / "credentials"
     path.write_text("# a file\n")
-    scene = Scene(Source(), settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
+    scene = Scene(
+        Source(),
+        settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
     scene.credentials.refresh_if_needed()
     assert scene.fetch.fetches == 1
 
@@ -748,8 +763,9 @@ def test_change_of_a_watched_file(tmp_path, load, change):
 def test_watched_file_that_comes(tmp_path, load):
     """A file that was missing is read when it comes, whatever the back-off."""
     path = tmp_path / "credentials"
-    scene = Scene(Source(SourceError("no file")),
-                  settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
+    scene = Scene(
+        Source(SourceError("no file")),
+        settings=load("[credentials]\nsource = profile\nfile = %s\n" % path)["credentials"])
 
     path.write_text("# a file\n")
     scene.credentials.refresh_if_needed()
@@ -763,7 +779,8 @@ def printed(**changes):
     """Return what a command prints, changed; None takes a key away."""
     whole = {"Version": 1, "AccessKeyId": KEY_ID, "SecretAccessKey": SECRET, "SessionToken": TOKEN,
              "Expiration": "2026-12-01T08:00:00Z"}
-    return json.dumps({key: value for key, value in dict(whole, **changes).items() if value is not None})
+    return json.dumps({
+        key: value for key, value in dict(whole, **changes).items() if value is not None})
 
 
 @pytest.fixture
@@ -772,7 +789,8 @@ def command(load, monkeypatch):
     monkeypatch.setattr(fake_metadata, "FETCH_POLL", 0.002)
 
     def fetch(text, timeout="10s", cancelled=None):
-        config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n" % (text, timeout))
+        config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n"
+                      % (text, timeout))
         return process(config["credentials"], os.urandom, cancelled or NEVER)
     return fetch
 
@@ -811,7 +829,8 @@ def has_ended(path):
     (printed(SessionToken=None), (KEY_ID, SECRET, "", 1796112000)),
     (printed(Expiration=None), (KEY_ID, SECRET, TOKEN, None)),
     (printed(Expiration=""), (KEY_ID, SECRET, TOKEN, None)),
-    (printed(SessionToken=None).replace("{", '{"SessionToken": null, '), (KEY_ID, SECRET, "", 1796112000)),
+    (printed(SessionToken=None).replace("{", '{"SessionToken": null, '),
+     (KEY_ID, SECRET, "", 1796112000)),
     (printed(Expiration="2026-12-01T08:00:00.123456Z"), (KEY_ID, SECRET, TOKEN, 1796112000)),
     (printed(Expiration="2026-12-01T08:00:00+00:00"), (KEY_ID, SECRET, TOKEN, 1796112000)),
     (printed(Expiration="2026-12-01T03:00:00-0500"), (KEY_ID, SECRET, TOKEN, 1796112000)),
@@ -825,18 +844,22 @@ def test_output(printing, output, expected):
 
 
 @pytest.mark.parametrize("output, reason", [
-    ("", "no JSON"), ("garbage", "no JSON"), (printed()[:60], "no JSON"), (printed() + printed(), "no JSON"),
-    ("[" * 30000, "no JSON"), ("[]", "Version"), ("null", "Version"), ('"text"', "Version"), ("{}", "Version"),
-    (printed(Version=None), "Version"), (printed(Version=2), "Version"), (printed(Version="1"), "Version"),
+    ("", "no JSON"), ("garbage", "no JSON"), (printed()[:60], "no JSON"),
+    (printed() + printed(), "no JSON"), ("[" * 30000, "no JSON"),
+    ("[]", "Version"), ("null", "Version"), ('"text"', "Version"), ("{}", "Version"),
+    (printed(Version=None), "Version"), (printed(Version=2), "Version"),
+    (printed(Version="1"), "Version"),
     (printed(AccessKeyId=None), "access key id"), (printed(AccessKeyId=""), "access key id"),
     (printed(AccessKeyId="key"), "access key id"), (printed(AccessKeyId=7), "access key id"),
-    (printed(SecretAccessKey=None), "secret access key"), (printed(SecretAccessKey=""), "secret access key"),
+    (printed(SecretAccessKey=None), "secret access key"),
+    (printed(SecretAccessKey=""), "secret access key"),
     (printed(SecretAccessKey=[SECRET]), "secret access key"),
     (printed(SecretAccessKey=SECRET + "\n"), "secret access key"),
     (printed(SessionToken="a b"), "session token"), (printed(SessionToken=7), "session token"),
     (printed(SessionToken=[]), "session token"), (printed(SessionToken=False), "session token"),
     (printed(Expiration="soon"), "expiration"), (printed(Expiration="2026-12-01"), "expiration"),
-    (printed(Expiration="2026-12-01T08:00:00"), "expiration"), (printed(Expiration=1796112000), "expiration"),
+    (printed(Expiration="2026-12-01T08:00:00"), "expiration"),
+    (printed(Expiration=1796112000), "expiration"),
     (printed(Expiration=0), "expiration"), (printed(Expiration=False), "expiration"),
     (printed(Expiration="9999-99-99T08:00:00Z"), "expiration"),
 ])
@@ -868,9 +891,9 @@ def test_command_that_fails(run, script, reason):
 
 
 @pytest.mark.parametrize("complaint", [
-    SECRET, KEY_ID, TOKEN, "bad secret %s!" % SECRET, '{"SecretAccessKey":"%s"}' % SECRET, printed(),
-    "https://host/?token=%s" % TOKEN.replace("=", "%3D"), "aws_secret_access_key=" + SECRET,
-    "SECRET:" + SECRET + ":" + TOKEN,
+    SECRET, KEY_ID, TOKEN, "bad secret %s!" % SECRET, '{"SecretAccessKey":"%s"}' % SECRET,
+    printed(), "https://host/?token=%s" % TOKEN.replace("=", "%3D"),
+    "aws_secret_access_key=" + SECRET, "SECRET:" + SECRET + ":" + TOKEN,
     "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N",
     "signature wJ%2Fal%2BXU%2FtnFE%2FMI%2BK7%2FMDE%2FNGb%2FPx"])
 def test_secret_on_stderr(run, complaint):
@@ -878,13 +901,15 @@ def test_secret_on_stderr(run, complaint):
     with pytest.raises(SourceError) as failure:
         run("printf '%%s\\n' %s >&2; exit 1" % shlex.quote(complaint))
 
-    for secret in (SECRET, KEY_ID, TOKEN[:-2], "eyJhbGciOiJIUzI1NiJ9", "dozjgNryP4J3jVmNHl0w5N", "tnFE"):
+    for secret in (SECRET, KEY_ID, TOKEN[:-2], "eyJhbGciOiJIUzI1NiJ9", "dozjgNryP4J3jVmNHl0w5N",
+                   "tnFE"):
         assert secret not in str(failure.value)
 
 
 @pytest.mark.parametrize("text, reason", [
-    ("/nowhere/at/all", "No such file"), ("/", "Permission denied"), ("/etc/passwd", "Permission denied"),
-    ("echo 'unbalanced", "cannot be started"), ("''", "cannot be started"), ("aws\\", "cannot be started"),
+    ("/nowhere/at/all", "No such file"), ("/", "Permission denied"),
+    ("/etc/passwd", "Permission denied"), ("echo 'unbalanced", "cannot be started"),
+    ("''", "cannot be started"), ("aws\\", "cannot be started"),
     ("# nothing", "cannot be started")])
 def test_command_that_cannot_be_started(command, text, reason):
     """A command that cannot be started is a failure of the source that tells why."""
@@ -925,7 +950,7 @@ def test_command_that_ignores_signals(run, tmp_path):
 
 
 def test_grandchild_that_holds_the_pipe(run, tmp_path):
-    """A command has ended when it has ended, even if what it started holds its output; that ends too."""
+    """A command has ended when it has ended, even if its child holds its output; that ends too."""
     found = run("sleep 60 & echo $! > child; cat <<'END'\n%s\nEND" % printed())
 
     assert found.access_key_id == KEY_ID
@@ -960,16 +985,17 @@ def test_cancel_ends_the_command(run, tmp_path):
 
 
 @pytest.mark.parametrize("name, value, passed", [
-    ("HOME", "/home/dev", True), ("PATH", "/usr/local/bin:/usr/bin:/bin", True), ("AWS_PROFILE", "dev", True),
-    ("AWS_CONFIG_FILE", "/etc/aws", True), ("LC_ALL", "C", True), ("HTTPS_PROXY", "http://127.0.0.1:1", True),
-    ("SSL_CERT_FILE", "/etc/cert", True), ("SECRET_OF_ANOTHER", "x", False), ("NOTIFY_SOCKET", "@nowhere", False),
+    ("HOME", "/home/dev", True), ("PATH", "/usr/local/bin:/usr/bin:/bin", True),
+    ("AWS_PROFILE", "dev", True), ("AWS_CONFIG_FILE", "/etc/aws", True), ("LC_ALL", "C", True),
+    ("HTTPS_PROXY", "http://127.0.0.1:1", True), ("SSL_CERT_FILE", "/etc/cert", True),
+    ("SECRET_OF_ANOTHER", "x", False), ("NOTIFY_SOCKET", "@nowhere", False),
     ("EC2_LOCAL_IPV4", "203.0.113.9", False),
     ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:8000/", False),
     ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:8000/v2/credentials/x", False),
     ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/x", False),
 ])
 def test_environment_of_the_command(run, tmp_path, monkeypatch, name, value, passed):
-    """A command gets what AWS tools need, and neither the way back to this service nor what is others' business."""
+    """A command gets what AWS tools need, not the way back to this service or others' business."""
     monkeypatch.setenv(name, value)
 
     run("env > environment; cat <<'END'\n%s\nEND" % printed())

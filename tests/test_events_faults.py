@@ -1,4 +1,4 @@
-"""Events and faults by a clock that the test sets, and the credentials of further roles and endpoints."""
+"""Events and faults by a clock that the test sets; credentials of further roles and endpoints."""
 import json
 import re
 import select
@@ -47,7 +47,8 @@ def value(metadata, path):
 # Events.
 
 SPOT, TERMINATION = META + "spot/instance-action", META + "spot/termination-time"
-REBALANCE, STATE = META + "events/recommendations/rebalance", META + "autoscaling/target-lifecycle-state"
+REBALANCE, STATE = (META + "events/recommendations/rebalance",
+                    META + "autoscaling/target-lifecycle-state")
 SCHEDULED, HISTORY = META + "events/maintenance/scheduled", META + "events/maintenance/history"
 REBOOT = "scheduled-maintenance = +30s system-reboot +1h +2h"
 AT_NINE = "2026-12-01T09:00:00Z"  # an hour after the start
@@ -55,33 +56,42 @@ AT_NINE = "2026-12-01T09:00:00Z"  # an hour after the start
 MOMENTS = [  # event, path, seconds after the start, what is there
     ("spot-interruption = +90s terminate", SPOT, 0, None),
     ("spot-interruption = +90s terminate", SPOT, 89.9, None),
-    ("spot-interruption = +90s terminate", SPOT, 90, '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
-    ("spot-interruption = +90s terminate", SPOT, 86400, '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s terminate", SPOT, 90,
+     '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s terminate", SPOT, 86400,
+     '{"action": "terminate", "time": "2026-12-01T08:03:30Z"}'),
     ("spot-interruption = +90s terminate", TERMINATION, 89, None),
     ("spot-interruption = +90s terminate", TERMINATION, 90, "2026-12-01T08:03:30Z"),
     ("spot-interruption = +90s terminate", TERMINATION, 86400, "2026-12-01T08:03:30Z"),
-    ("spot-interruption = +90s stop", SPOT, 90, '{"action": "stop", "time": "2026-12-01T08:03:30Z"}'),
+    ("spot-interruption = +90s stop", SPOT, 90,
+     '{"action": "stop", "time": "2026-12-01T08:03:30Z"}'),
     ("spot-interruption = +90s stop", TERMINATION, 90, None),
-    ("spot-interruption = +90s hibernate", SPOT, 90, '{"action": "hibernate", "time": "2026-12-01T08:01:30Z"}'),
+    ("spot-interruption = +90s hibernate", SPOT, 90,
+     '{"action": "hibernate", "time": "2026-12-01T08:01:30Z"}'),
     ("spot-interruption = +90s hibernate", TERMINATION, 90, None),
     ("spot-interruption = %s stop" % AT_NINE, SPOT, 3599, None),
-    ("spot-interruption = %s stop" % AT_NINE, SPOT, 3600, '{"action": "stop", "time": "2026-12-01T09:02:00Z"}'),
-    ("spot-interruption = 2026-12-01T07:00:00Z stop", SPOT, 0, '{"action": "stop", "time": "2026-12-01T07:02:00Z"}'),
+    ("spot-interruption = %s stop" % AT_NINE, SPOT, 3600,
+     '{"action": "stop", "time": "2026-12-01T09:02:00Z"}'),
+    ("spot-interruption = 2026-12-01T07:00:00Z stop", SPOT, 0,
+     '{"action": "stop", "time": "2026-12-01T07:02:00Z"}'),
     ("rebalance-recommendation = +60s", REBALANCE, 59, None),
     ("rebalance-recommendation = +60s", REBALANCE, 60, '{"noticeTime": "2026-12-01T08:01:00Z"}'),
     ("rebalance-recommendation = +60s", REBALANCE, 86400, '{"noticeTime": "2026-12-01T08:01:00Z"}'),
-    ("rebalance-recommendation = %s" % AT_NINE, REBALANCE, 3600, '{"noticeTime": "2026-12-01T09:00:00Z"}'),
+    ("rebalance-recommendation = %s" % AT_NINE, REBALANCE, 3600,
+     '{"noticeTime": "2026-12-01T09:00:00Z"}'),
     ("target-lifecycle-state = InService", STATE, 0, "InService"),
     ("target-lifecycle-state = InService, +120s Terminated", STATE, 119, "InService"),
     ("target-lifecycle-state = InService, +120s Terminated", STATE, 120, "Terminated"),
     ("target-lifecycle-state = InService, +120s Terminated", STATE, 86400, "Terminated"),
     ("target-lifecycle-state = +60s Warmed:Stopped", STATE, 59, None),
     ("target-lifecycle-state = +60s Warmed:Stopped", STATE, 60, "Warmed:Stopped"),
-    ("target-lifecycle-state = +60s Standby, +90s InService, +120s Detached", STATE, 100, "InService"),
+    ("target-lifecycle-state = +60s Standby, +90s InService, +120s Detached", STATE, 100,
+     "InService"),
     ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 60, "Standby"),
     ("target-lifecycle-state = +120s Terminated, +60s Standby", STATE, 120, "Terminated"),
     ("target-lifecycle-state = +120s Terminated, InService", STATE, 120, "Terminated"),
-    ("target-lifecycle-state = +60s Terminated, +60s InService", STATE, 60, "InService"),  # the last word
+    ("target-lifecycle-state = +60s Terminated, +60s InService", STATE, 60,
+     "InService"),  # the last word
     (REBOOT, SCHEDULED, 29, "[]"),
     (REBOOT, HISTORY, 30, "[]"),
     (REBOOT, HISTORY, 7199, "[]"),
@@ -101,7 +111,8 @@ def test_event_at_a_moment(make_metadata, clock, event, path, seconds, expected)
 
 def test_event_that_is_polled(make_metadata, clock):
     """A notice that is polled every five seconds appears at its time and stays as it is."""
-    metadata, seen = make_metadata("[events]\nspot-interruption = +90s terminate\nrebalance-recommendation = +60s\n"), []
+    metadata, seen = make_metadata(
+        "[events]\nspot-interruption = +90s terminate\nrebalance-recommendation = +60s\n"), []
 
     for _ in range(0, 600, 5):
         seen.append((value(metadata, SPOT), value(metadata, REBALANCE)))
@@ -112,8 +123,9 @@ def test_event_that_is_polled(make_metadata, clock):
 
 
 def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
-    """A maintenance event has the keys, the order, the spacing and the dates of the EC2 User Guide."""
-    metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot %s 2026-12-01T10:00:00Z\n" % AT_NINE)
+    """A maintenance event has the keys, order, spacing and dates of the EC2 User Guide."""
+    metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot %s "
+                             "2026-12-01T10:00:00Z\n" % AT_NINE)
 
     clock.now += 30
 
@@ -134,7 +146,7 @@ def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
     (" completed +90s", 90, "completed", "[Completed] scheduled reboot"),
     (" canceled +90s", 90, "canceled", "[Canceled] scheduled reboot")])
 def test_maintenance_that_is_over(make_metadata, clock, end, seconds, state, description):
-    """A maintenance event moves to the history, completed at its end, or when the configuration says how."""
+    """A maintenance event moves to the history, completed at its end or as it is configured."""
     metadata = make_metadata("[events]\n%s%s\n" % (REBOOT, end))
     clock.now += seconds - 1
     scheduled = json.loads(value(metadata, SCHEDULED))
@@ -142,13 +154,15 @@ def test_maintenance_that_is_over(make_metadata, clock, end, seconds, state, des
     clock.now += 1
 
     assert json.loads(value(metadata, SCHEDULED)) == []
-    assert json.loads(value(metadata, HISTORY)) == [dict(scheduled[0], State=state, Description=description)]
+    assert json.loads(value(metadata, HISTORY)) == [
+        dict(scheduled[0], State=state, Description=description)]
 
 
 def test_several_maintenance_events(make_metadata, clock):
     """Several maintenance events go their ways, each with an id of its own that stays."""
-    metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s,\n"
-                     "  +30s instance-stop +3h +4h\n")
+    metadata = make_metadata(
+        "[events]\nscheduled-maintenance = +30s system-reboot +1h +2h canceled +60s,\n"
+        "  +30s instance-stop +3h +4h\n")
 
     clock.now += 30
     both = json.loads(value(metadata, SCHEDULED))
@@ -162,23 +176,27 @@ def test_several_maintenance_events(make_metadata, clock):
 
 def test_events_at_once(make_metadata, clock):
     """Several kinds of events are there together."""
-    metadata = make_metadata("[events]\nspot-interruption = +5s stop\nrebalance-recommendation = +5s\n%s\n"
-                     "target-lifecycle-state = +5s Terminated\n" % REBOOT)
+    metadata = make_metadata(
+        "[events]\nspot-interruption = +5s stop\nrebalance-recommendation = +5s\n%s\n"
+        "target-lifecycle-state = +5s Terminated\n" % REBOOT)
 
     clock.now += 3600
 
-    assert value(metadata, SPOT) and value(metadata, REBALANCE) and value(metadata, STATE) == "Terminated"
+    assert (value(metadata, SPOT) and value(metadata, REBALANCE)
+            and value(metadata, STATE) == "Terminated")
     assert len(json.loads(value(metadata, SCHEDULED))) == 1
 
 
 @pytest.mark.parametrize("event, directory, before, after", [
-    ("spot-interruption = +90s terminate", META + "spot", None, "instance-action\ntermination-time"),
+    ("spot-interruption = +90s terminate", META + "spot", None,
+     "instance-action\ntermination-time"),
     ("spot-interruption = +90s stop", META + "spot", None, "instance-action"),
-    ("rebalance-recommendation = +90s", META + "events", "maintenance/", "maintenance/\nrecommendations/"),
+    ("rebalance-recommendation = +90s", META + "events", "maintenance/",
+     "maintenance/\nrecommendations/"),
     ("rebalance-recommendation = +90s", META + "events/recommendations", None, "rebalance"),
     ("target-lifecycle-state = +90s Standby", META + "autoscaling", None, "target-lifecycle-state"),
-    ("scheduled-maintenance = +90s system-reboot +1h +2h", META + "events/maintenance", "history\nscheduled",
-     "history\nscheduled")])
+    ("scheduled-maintenance = +90s system-reboot +1h +2h", META + "events/maintenance",
+     "history\nscheduled", "history\nscheduled")])
 def test_listings_follow_events(make_metadata, clock, event, directory, before, after):
     """What an event brings is listed from its time on, and not before."""
     metadata = make_metadata("[events]\n%s\n" % event)
@@ -254,14 +272,16 @@ def test_own_value_outlasts_an_event(make_metadata, clock):
     ("/latest/meta-data/*-id", "/latest/meta-data/ami-id", True),
     ("/latest/meta-data/*-id", "/latest/meta-data/network/interfaces/x/vpc-id", True),
     ("/latest/meta-data/*-id", "/latest/meta-data/ami-ids", False),
-    ("/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials/", True),
-    ("/latest/meta-data/iam/security-credentials/", "/latest/meta-data/iam/security-credentials", True),
+    ("/latest/meta-data/iam/security-credentials/",
+     "/latest/meta-data/iam/security-credentials/", True),
+    ("/latest/meta-data/iam/security-credentials/",
+     "/latest/meta-data/iam/security-credentials", True),
     ("/latest/meta-data/iam/*", "/latest/meta-data/iam/security-credentials/BaseIAMRole", True),
     ("/2021-03-23/meta-data/mac", "/latest/meta-data/mac", True),
     ("/no/such/path", "/no/such/path", True),
 ])
 def test_pattern(make_metadata, check, pattern, path, suffers):
-    """A pattern is a path in which * stands for anything; it means the path, in whatever form it is asked for."""
+    """A pattern is a path, in whatever form it is asked for, in which * stands for anything."""
     if suffers is None:
         assert check("[faults]\nx = %s status 503\n" % pattern)[0] == 1
         return
@@ -283,7 +303,8 @@ def test_window(window, hits):
     """A fault strikes from its time on, for as long as it says, by default always."""
     made = Fault("x", fault_line("/* status 503 " + window), 1796112000)
 
-    assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999) if made.matches("/x", 1796112000 + second, True, None)] == hits
+    assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999)
+            if made.matches("/x", 1796112000 + second, True, None)] == hits
 
 
 def test_times():
@@ -298,7 +319,8 @@ def test_times_count_in_the_window_only():
     """Requests before the window do not use a fault up."""
     made = Fault("x", fault_line("/x status 503 from +30s times 1"), 0)
 
-    assert [made.matches("/x", second, True, None) for second in (0, 29, 30, 31)] == [False, False, True, False]
+    assert [made.matches("/x", second, True, None) for second in (0, 29, 30, 31)] == [
+        False, False, True, False]
 
 
 def test_probability():
@@ -329,8 +351,9 @@ def test_times_count_what_was_struck_by_chance():
 
 @pytest.mark.parametrize("status, body", [
     (500, '{"error": "internal server error"}'), (503, '{"error": "service unavailable"}'),
-    (429, '{"error": "too many requests"}'), (404, '{"error": "not found"}'), (400, '{"error": "bad request"}'),
-    (403, '{"error": "forbidden"}'), (599, '{"error": "unknown"}')])
+    (429, '{"error": "too many requests"}'), (404, '{"error": "not found"}'),
+    (400, '{"error": "bad request"}'), (403, '{"error": "forbidden"}'),
+    (599, '{"error": "unknown"}')])
 def test_status(make_metadata, status, body):
     """A fault answers with its status, in the form of other errors."""
     answer = ask(make_metadata("[faults]\nx = /latest/* status %d\n" % status), META + "mac")
@@ -339,8 +362,9 @@ def test_status(make_metadata, status, body):
 
 
 @pytest.mark.parametrize("method, path", [
-    ("GET", META + "mac"), ("HEAD", META + "mac"), ("OPTIONS", META + "mac"), ("PUT", "/latest/api/token"),
-    ("GET", "/no/such/path"), ("GET", "/v2/credentials/BaseIAMRole"), ("GET", "/latest/user-data"), ("GET", "/")])
+    ("GET", META + "mac"), ("HEAD", META + "mac"), ("OPTIONS", META + "mac"),
+    ("PUT", "/latest/api/token"), ("GET", "/no/such/path"), ("GET", "/v2/credentials/BaseIAMRole"),
+    ("GET", "/latest/user-data"), ("GET", "/")])
 def test_status_of_every_request(make_metadata, method, path):
     """A fault meets every method and every path, those that are not there too."""
     assert ask(make_metadata("[faults]\nx = /* status 503\n"), path, method).status == 503
@@ -348,7 +372,8 @@ def test_status_of_every_request(make_metadata, method, path):
 
 def test_status_comes_before_the_session_token(make_metadata):
     """A fault strikes before a session token is looked at, as an outage does."""
-    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n[faults]\nx = /latest/* status 503\n")
+    metadata = make_metadata(
+        "[metadata-options]\nhttp-tokens = required\n[faults]\nx = /latest/* status 503\n")
 
     assert ask(metadata, META + "mac").status == 503
 
@@ -405,16 +430,20 @@ def test_fault_is_over_with_its_request(make_metadata):
 
 def test_first_status_wins(make_metadata):
     """Of two faults that refuse a request the first one in the file does."""
-    metadata = make_metadata("[faults]\nb = /latest/* status 503\na = /latest/meta-data/* status 500\n")
+    metadata = make_metadata(
+        "[faults]\nb = /latest/* status 503\na = /latest/meta-data/* status 500\n")
 
     assert ask(metadata, META + "mac").status == 503
 
 
-@pytest.mark.parametrize("path", [CREDENTIALS, META + "identity-credentials/ec2/security-credentials/ec2-instance",
-                                  META + "iam/security-credentials-extended/BaseIAMRole"])
+@pytest.mark.parametrize("path", [
+    CREDENTIALS, META + "identity-credentials/ec2/security-credentials/ec2-instance",
+    META + "iam/security-credentials-extended/BaseIAMRole"])
 def test_code(make_metadata, path):
     """Credentials can be replaced by a document with another Code, which has no keys."""
-    metadata = make_metadata("[credentials]\nextended = yes\n[faults]\nx = /latest/* code AssumeRoleUnauthorizedAccess\n")
+    metadata = make_metadata(
+        "[credentials]\nextended = yes\n"
+        "[faults]\nx = /latest/* code AssumeRoleUnauthorizedAccess\n")
     answer = ask(metadata, path)
 
     assert answer.status == 200
@@ -425,21 +454,25 @@ def test_code(make_metadata, path):
 
 def test_code_of_iam_info(make_metadata):
     """iam/info can have another Code, as it has without an instance profile."""
-    metadata = make_metadata("[faults]\nx = /latest/meta-data/iam/info code InstanceProfileNotFound\n")
+    metadata = make_metadata(
+        "[faults]\nx = /latest/meta-data/iam/info code InstanceProfileNotFound\n")
 
     assert ask(metadata, META + "iam/info").document["Code"] == "InstanceProfileNotFound"
 
 
-@pytest.mark.parametrize("path", [META + "instance-id", META + "iam/security-credentials", META + "placement/region",
-                                  "/latest/dynamic/instance-identity/document"])
+@pytest.mark.parametrize("path", [
+    META + "instance-id", META + "iam/security-credentials", META + "placement/region",
+    "/latest/dynamic/instance-identity/document"])
 def test_code_is_for_credentials(make_metadata, path):
     """Another Code for everything leaves what has no Code as it is."""
-    assert value(make_metadata("[faults]\nx = /latest/* code Failed\n"), path) == value(make_metadata(), path)
+    assert (value(make_metadata("[faults]\nx = /latest/* code Failed\n"), path)
+            == value(make_metadata(), path))
 
 
 def test_code_of_container_credentials(make_metadata):
     """At the container endpoint another Code is a refusal in its form."""
-    answer = ask(make_metadata("[faults]\nx = /v2/* code AccessDenied\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[faults]\nx = /v2/* code AccessDenied\n"),
+                 "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 400
     assert sorted(answer.document) == ["Code", "Message"]
@@ -451,7 +484,8 @@ def test_expired(make_metadata, clock, path):
     """Credentials can come expired: the same keys with times in the past."""
     whole = ask(make_metadata("[credentials]\n%s" % STATIC), path).document
 
-    expired = ask(make_metadata("[credentials]\n%s[faults]\nx = /* expired\n" % STATIC), path).document
+    expired = ask(
+        make_metadata("[credentials]\n%s[faults]\nx = /* expired\n" % STATIC), path).document
 
     assert expired["Expiration"] < utc(clock.now)
     assert [expired[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")] == [
@@ -460,7 +494,8 @@ def test_expired(make_metadata, clock, path):
 
 def test_expired_leaves_other_paths(make_metadata):
     """Expired credentials are the only thing that is expired."""
-    assert value(make_metadata("[faults]\nx = /* expired\n"), META + "iam/info") == value(make_metadata(), META + "iam/info")
+    assert (value(make_metadata("[faults]\nx = /* expired\n"), META + "iam/info")
+            == value(make_metadata(), META + "iam/info"))
 
 
 def test_expired_counts_credentials_only(make_metadata, clock):
@@ -478,7 +513,8 @@ def test_expired_with_another_code(make_metadata):
     """A fault that has a Code for documents and an expiry for credentials strikes both."""
     metadata = make_metadata("[faults]\nx = /* expired code Foo\n")
 
-    assert ask(metadata, META + "iam/info").document["Code"] == ask(metadata, CREDENTIALS).document["Code"] == "Foo"
+    assert (ask(metadata, META + "iam/info").document["Code"]
+            == ask(metadata, CREDENTIALS).document["Code"] == "Foo")
 
 
 def test_expired_for_a_while(make_metadata, clock):
@@ -500,12 +536,14 @@ def test_refused_token(make_metadata):
 
 
 def test_token_refused_once(make_metadata):
-    """A session token refused once is refused to the first request that carries one, whatever came before."""
+    """A token refused once is refused to the first request with one, whatever came before."""
     metadata = make_metadata("[faults]\nx = /latest/* refuse-token times 1\n")
-    assert ask(metadata, "/latest/api/token", "PUT", **{TTL_HEADER.replace("-", "_"): 60}).status == 200
+    assert ask(
+        metadata, "/latest/api/token", "PUT", **{TTL_HEADER.replace("-", "_"): 60}).status == 200
     assert ask(metadata, META + "mac").status == 200
 
-    answers = [ask(metadata, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status for _ in range(3)]
+    answers = [ask(metadata, META + "mac", X_aws_ec2_metadata_token=TOKENS.issue(60)).status
+               for _ in range(3)]
 
     assert answers == [401, 200, 200]
 
@@ -544,7 +582,8 @@ def faulty(tmp_path_factory):
 def test_delay_holds_up_its_own_request_only(faulty):
     """While one request waits another one is answered."""
     with faulty.connect() as slow:
-        slow.sendall(b"GET /latest/meta-data/hostname HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        slow.sendall(b"GET /latest/meta-data/hostname HTTP/1.1\r\n"
+                     b"Host: localhost\r\nConnection: close\r\n\r\n")
 
         assert faulty.get(META + "instance-id")[0] == 200
         assert select.select([slow], [], [], 0)[0] == []
@@ -588,7 +627,8 @@ def test_fault_in_the_log(faulty):
     """The log says of a refusal that the configuration asked for it."""
     faulty.get(META + "mac")
 
-    assert wait_for(lambda: re.search(r'meta-data/mac HTTP/1\.1" 429 .* a fault of the configuration', faulty.log()))
+    assert wait_for(lambda: re.search(
+        r'meta-data/mac HTTP/1\.1" 429 .* a fault of the configuration', faulty.log()))
 
 
 def test_faults_end_with_a_reload(serve):
@@ -613,22 +653,26 @@ def test_container_credentials(make_metadata, role):
     found = ask(make_metadata(ROLES), "/v2/credentials/" + role).document
 
     assert list(found) == DOCUMENT_KEYS
-    assert (found["RoleArn"], found["AccountId"]) == ("arn:aws:iam::123456789012:role/" + role, "123456789012")
+    assert (found["RoleArn"], found["AccountId"]) == (
+        "arn:aws:iam::123456789012:role/" + role, "123456789012")
 
 
 def test_container_credentials_are_those_of_the_instance(make_metadata):
     """The role of the instance has the same keys at both endpoints."""
     metadata = make_metadata()
-    container, instance = [ask(metadata, path).document for path in ("/v2/credentials/BaseIAMRole", CREDENTIALS)]
+    container, instance = [ask(metadata, path).document
+                           for path in ("/v2/credentials/BaseIAMRole", CREDENTIALS)]
 
-    assert {key: instance[key] for key in DOCUMENT_KEYS[1:5]} == {key: container[key] for key in DOCUMENT_KEYS[1:5]}
+    assert ({key: instance[key] for key in DOCUMENT_KEYS[1:5]}
+            == {key: container[key] for key in DOCUMENT_KEYS[1:5]})
 
 
 def test_each_role_has_keys_of_its_own(make_metadata):
     """Two roles have different keys."""
     metadata = make_metadata(ROLES)
 
-    assert len({ask(metadata, "/v2/credentials/" + role).document["AccessKeyId"] for role in ("BaseIAMRole", "Build")}) == 2
+    assert len({ask(metadata, "/v2/credentials/" + role).document["AccessKeyId"]
+                for role in ("BaseIAMRole", "Build")}) == 2
 
 
 def test_role_with_a_source_of_its_own(make_metadata):
@@ -639,9 +683,10 @@ def test_role_with_a_source_of_its_own(make_metadata):
     assert ask(metadata, "/v2/credentials/BaseIAMRole").document["AccessKeyId"].startswith("ASIA")
 
 
-@pytest.mark.parametrize("path", ["/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance", "/v2",
-                                  "/v2/credentials/Build/x", "/latest/meta-data/iam/security-credentials/Build",
-                                  "/v2/credentials/base-iam-role"])
+@pytest.mark.parametrize("path", [
+    "/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance", "/v2",
+    "/v2/credentials/Build/x", "/latest/meta-data/iam/security-credentials/Build",
+    "/v2/credentials/base-iam-role"])
 def test_no_such_container_credentials(make_metadata, path):
     """What is no role of the configuration is not found; further roles are not the instance's."""
     assert ask(make_metadata(ROLES), path).status == 404
@@ -662,12 +707,13 @@ def test_container_without_instance_profile(make_metadata):
 
 
 @pytest.mark.parametrize("given, status", [
-    ({"Authorization": "Basic c2VjcmV0"}, 200), ({"authorization": "Basic c2VjcmV0"}, 200), ({}, 401),
-    ({"Authorization": ""}, 401), ({"Authorization": "c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV0x"}, 401),
-    ({"Authorization": "basic c2VjcmV0"}, 401), ({"Authorization": "Basic c2VjcmV"}, 401),
-    ({"Authorization": "caf\u00e9"}, 401), ({"X_Authorization": "Basic c2VjcmV0"}, 401)])
+    ({"Authorization": "Basic c2VjcmV0"}, 200), ({"authorization": "Basic c2VjcmV0"}, 200),
+    ({}, 401), ({"Authorization": ""}, 401), ({"Authorization": "c2VjcmV0"}, 401),
+    ({"Authorization": "Basic c2VjcmV0x"}, 401), ({"Authorization": "basic c2VjcmV0"}, 401),
+    ({"Authorization": "Basic c2VjcmV"}, 401), ({"Authorization": "caf\u00e9"}, 401),
+    ({"X_Authorization": "Basic c2VjcmV0"}, 401)])
 def test_authorization(make_metadata, given, status):
-    """The container endpoint wants the token of the configuration, to the letter, in Authorization."""
+    """The container endpoint wants the configured token, to the letter, in Authorization."""
     metadata = make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n")
 
     assert ask(metadata, "/v2/credentials/BaseIAMRole", **given).status == status
@@ -675,12 +721,14 @@ def test_authorization(make_metadata, given, status):
 
 def test_authorization_that_is_not_asked_for(make_metadata):
     """Without a token in the configuration any Authorization will do."""
-    assert ask(make_metadata(), "/v2/credentials/BaseIAMRole", Authorization="whatever").status == 200
+    assert ask(
+        make_metadata(), "/v2/credentials/BaseIAMRole", Authorization="whatever").status == 200
 
 
 def test_refusal_of_the_container_endpoint(make_metadata):
     """A refusal has Code and Message, and nothing of the token."""
-    answer = ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"),
+                 "/v2/credentials/BaseIAMRole")
 
     assert sorted(answer.document) == ["Code", "Message"]
     assert "c2VjcmV0" not in answer.body
@@ -695,7 +743,8 @@ def test_unknown_role_is_not_told_without_authorization(make_metadata):
 
 def test_authorization_is_for_the_container_endpoint(make_metadata):
     """The metadata tree does not ask for the token of the container endpoint."""
-    assert ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"), CREDENTIALS).status == 200
+    assert ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"),
+               CREDENTIALS).status == 200
 
 
 def test_container_needs_no_session_token(make_metadata):
@@ -718,7 +767,8 @@ def test_failed_source_at_the_metadata_endpoint(make_metadata):
 
 def test_failed_source_at_the_container_endpoint(make_metadata):
     """Without credentials the container endpoint answers 503 with Code and Message."""
-    answer = ask(make_metadata("[credentials]\nsource = profile\nfile = /nowhere\n"), "/v2/credentials/BaseIAMRole")
+    answer = ask(make_metadata("[credentials]\nsource = profile\nfile = /nowhere\n"),
+                 "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 503
     assert sorted(answer.document) == ["Code", "Message"]
@@ -728,13 +778,15 @@ def test_extended_path_by_default(make_metadata):
     """The extended path is 404 unless asked for: clients fall back on exactly that."""
     metadata = make_metadata()
 
-    for path in "iam/security-credentials-extended", "iam/security-credentials-extended/BaseIAMRole":
+    for path in ("iam/security-credentials-extended",
+                 "iam/security-credentials-extended/BaseIAMRole"):
         assert ask(metadata, META + path).status == 404
 
 
 def test_extended_path(make_metadata):
     """The extended path lists the role and gives its credentials with the account id."""
-    metadata = make_metadata("[credentials]\nextended = yes\n[instance]\naccount-id = 111122223333\n")
+    metadata = make_metadata(
+        "[credentials]\nextended = yes\n[instance]\naccount-id = 111122223333\n")
     extended = ask(metadata, META + "iam/security-credentials-extended/BaseIAMRole").document
 
     assert value(metadata, META + "iam/security-credentials-extended/") == "BaseIAMRole"

@@ -1,6 +1,7 @@
-"""Whatever the bytes of a request, a configuration or a credentials document: no crash, no 500, no hang.
+"""Whatever the bytes of a request, a configuration or credentials: no crash, no 500, no hang.
 
-FUZZ_EXAMPLES=100000 python3 -m pytest tests/test_fuzz.py looks for longer. What it finds becomes a row of a table.
+FUZZ_EXAMPLES=100000 python3 -m pytest tests/test_fuzz.py looks for longer.
+What it finds becomes a row of a table.
 """
 import functools
 import json
@@ -24,45 +25,57 @@ TOKENS = fake_metadata.SessionTokens(b"key")
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 STATUSES = {400, 413, 414, 417, 431, 501, 505}  # of what is not a well-formed request
 
-look = functools.partial(settings, max_examples=EXAMPLES, deadline=None, database=None,
-                         derandomize="FUZZ_EXAMPLES" not in os.environ,
-                         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+look = functools.partial(
+    settings, max_examples=EXAMPLES, deadline=None, database=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 # ---------------------------------------------------------------- requests ---------------------
 
-METHODS = st.sampled_from("GET HEAD PUT OPTIONS POST DELETE PATCH TRACE CONNECT get BREW respond".split())
+METHODS = st.sampled_from(
+    "GET HEAD PUT OPTIONS POST DELETE PATCH TRACE CONNECT get BREW respond".split())
 TARGETS = st.one_of(
-    st.sampled_from(["/", "/latest/", CREDENTIALS, TOKEN_PATH, "/latest/dynamic/instance-identity/document", "*",
-                     "/v2/credentials/BaseIAMRole", "/latest/user-data", "http://127.0.0.1/", "http://evil.example/"]),
+    st.sampled_from([
+        "/", "/latest/", CREDENTIALS, TOKEN_PATH, "/latest/dynamic/instance-identity/document", "*",
+        "/v2/credentials/BaseIAMRole", "/latest/user-data", "http://127.0.0.1/",
+        "http://evil.example/"]),
     st.text("/.%?#abc0129-_~:@![]{}latesmd", max_size=60).map("/".__add__))
 VALUES = st.one_of(
-    st.sampled_from(["", "0", "5", "60", "-1", "chunked", "close", "keep-alive", "100-continue", "127.0.0.1", "evil.example",
-                     "[::1]:80", "x" * 56, "Basic x"]),
+    st.sampled_from([
+        "", "0", "5", "60", "-1", "chunked", "close", "keep-alive", "100-continue", "127.0.0.1",
+        "evil.example", "[::1]:80", "x" * 56, "Basic x"]),
     st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=40))
 NAMES = st.one_of(
-    st.sampled_from(["Content-Length", "Transfer-Encoding", "Connection", "Expect", "User-Agent", "X-Forwarded-For",
-                     "Authorization", TOKEN_HEADER, TTL_HEADER]),
+    st.sampled_from([
+        "Content-Length", "Transfer-Encoding", "Connection", "Expect", "User-Agent",
+        "X-Forwarded-For", "Authorization", TOKEN_HEADER, TTL_HEADER]),
     st.text("abcXYZ-_ :\t", max_size=10))
 GOOD_HEADERS = st.sampled_from([
     TOKEN_HEADER + ": x", TTL_HEADER + ": 60", "Connection: close", "X-Forwarded-For: 1", "X: y"])
 HOSTS = st.sampled_from(["127.0.0.1"] * 5 + ["localhost:80", "evil.example", "a b", None])
-BODIES = st.one_of(st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n"]), st.binary(max_size=60))
+BODIES = st.one_of(
+    st.sampled_from([b"", b"hello", b"0\r\n\r\n", b"5\r\nhello\r\n0\r\n\r\n"]),
+    st.binary(max_size=60))
 
 
 @st.composite
 def any_requests(draw):
     """Draw a request with any headers."""
-    headers = draw(st.lists(st.tuples(NAMES, st.sampled_from([": ", ":", " : "]), VALUES).map("".join), max_size=5))
-    return request("%s %s" % (draw(METHODS), draw(TARGETS)), *headers, body=draw(BODIES), host=draw(HOSTS))
+    header = st.tuples(NAMES, st.sampled_from([": ", ":", " : "]), VALUES).map("".join)
+    headers = draw(st.lists(header, max_size=5))
+    return request("%s %s" % (draw(METHODS), draw(TARGETS)), *headers,
+                   body=draw(BODIES), host=draw(HOSTS))
 
 
 @st.composite
 def good_requests(draw):
     """Draw a request with a body that is mostly well-formed."""
     body = draw(BODIES)
-    return request("%s %s" % (draw(METHODS), draw(TARGETS)), *draw(st.lists(GOOD_HEADERS, unique=True)),
-                   "User-Agent: " + draw(st.text("az09/ \t\xe9", max_size=20)), "Content-Length: %d" % len(body), body=body)
+    return request("%s %s" % (draw(METHODS), draw(TARGETS)),
+                   *draw(st.lists(GOOD_HEADERS, unique=True)),
+                   "User-Agent: " + draw(st.text("az09/ \t\xe9", max_size=20)),
+                   "Content-Length: %d" % len(body), body=body)
 
 
 @st.composite
@@ -87,7 +100,8 @@ def damaged_requests(draw):
     return data
 
 
-REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), chunked_requests(), damaged_requests())
+REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), chunked_requests(),
+                     damaged_requests())
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +126,7 @@ def read(received):
 @example(data=b"")
 @example(data=b"\r")
 def test_any_bytes_are_a_request_or_refused(metadata, data):
-    """Bytes are a request, the beginning of one, or refused; a request is answered in form, and not with 500."""
+    """Bytes are a request, its beginning, or refused; a request is answered in form, no 500."""
     outcome = read(data)
     if not isinstance(outcome, tuple) or outcome[1] is None:
         return
@@ -124,15 +138,17 @@ def test_any_bytes_are_a_request_or_refused(metadata, data):
 
 def check_answer(answer, method):
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert re.match(rb"HTTP/1\.1 [2-5]\d\d [A-Z]", head) and not re.search(rb"(?<!\r)\n|\r(?!\n)", head)
+    assert (re.match(rb"HTTP/1\.1 [2-5]\d\d [A-Z]", head)
+            and not re.search(rb"(?<!\r)\n|\r(?!\n)", head))
     length = int(re.search(rb"\r\nContent-Length: (\d+)", head).group(1))
     assert len(body) == (0 if method == "HEAD" else length)
 
 
 @look()
-@given(data=st.one_of(good_requests(), chunked_requests(), damaged_requests()), at=st.integers(1, 400))
+@given(data=st.one_of(good_requests(), chunked_requests(), damaged_requests()),
+       at=st.integers(1, 400))
 def test_the_beginning_of_a_request_is_no_request(data, at):
-    """No part of a good request is refused or taken for the whole, and what follows it changes nothing."""
+    """No part of a good request is refused or taken for the whole; what follows changes nothing."""
     outcome = read(data)
     assume(isinstance(outcome, tuple) and outcome[1])
     end = outcome[1]
@@ -160,9 +176,10 @@ def test_any_text_in_json(fields):
 
 
 @look(max_examples=max(40, EXAMPLES // 4))
-@given(data=st.one_of(REQUESTS, st.lists(REQUESTS, max_size=4).map(b"".join)), pieces=st.integers(1, 4))
+@given(data=st.one_of(REQUESTS, st.lists(REQUESTS, max_size=4).map(b"".join)),
+       pieces=st.integers(1, 4))
 def test_any_bytes_at_the_socket(service, data, pieces):
-    """Whatever comes in, in whatever pieces, the service answers in form, closes, logs no error of its own, and lives."""
+    """Whatever comes in, the service answers in form, closes, logs no error, and lives on."""
     with service.connect(timeout=5) as client:
         try:
             for at in range(0, len(data), max(1, len(data) // pieces)):
@@ -179,7 +196,8 @@ def test_any_bytes_at_the_socket(service, data, pieces):
 def test_nothing_strange_in_the_log(service):
     """After all that the log tells of no error of the service's own, and it still answers."""
     assert service.get("/latest/meta-data/instance-id")[0] == 200
-    assert "internal error" not in service.log() and '" 500 ' not in service.log() and service.stderr() == ""
+    assert ("internal error" not in service.log() and '" 500 ' not in service.log()
+            and service.stderr() == "")
 
 
 # ---------------------------------------------------------------- configuration ----------------
@@ -190,13 +208,15 @@ KEYS_OF_SECTIONS = [(section, key) for section in SECTION_NAMES
 KEY_NAMES = sorted({key for _, key in KEYS_OF_SECTIONS})
 SECTIONS = st.one_of(st.sampled_from(SECTION_NAMES), st.text(max_size=12))
 KEYS = st.one_of(st.sampled_from(KEY_NAMES), st.text(max_size=12))
-WORDS = st.sampled_from("""+90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay
-    reset no-answer expired code times 1 probability 0.2 from for /latest/* / * , ; = # %s %( ${x} [ ] : :: ::1 [::1]:80
-    10.0.0.0/16 10.0.0.1 us-east-1a us-west-2-lax-1a generate static profile process required disabled 64 -1
-    i-0123456789abcdef0 0e:ff:d5:40:fe:7d 0=x placement placement/region instance-id/x .. meta-data ~ ~/x /dev/null
-    /""".split())
+WORDS = st.sampled_from("""
+    +90s 5m 0s 2d 1500ms 2026-12-01T08:00:00Z terminate InService system-reboot status 503 delay
+    reset no-answer expired code times 1 probability 0.2 from for /latest/* / * , ; = # %s %( ${x}
+    [ ] : :: ::1 [::1]:80 10.0.0.0/16 10.0.0.1 us-east-1a us-west-2-lax-1a generate static profile
+    process required disabled 64 -1 i-0123456789abcdef0 0e:ff:d5:40:fe:7d 0=x placement
+    placement/region instance-id/x .. meta-data ~ ~/x /dev/null /""".split())
 TEXTS = st.one_of(st.lists(WORDS, max_size=8).map(" ".join), st.text(max_size=30), st.just(""))
-LINES = st.one_of(st.tuples(KEYS, st.sampled_from([" = ", "=", ":", ""]), TEXTS).map("".join), st.text(max_size=20))
+LINES = st.one_of(st.tuples(KEYS, st.sampled_from([" = ", "=", ":", ""]), TEXTS).map("".join),
+                  st.text(max_size=20))
 
 
 @st.composite
@@ -207,7 +227,8 @@ def configurations(draw):
 
 
 @look()
-@given(text=st.one_of(configurations().map(lambda text: text.encode("utf-8", "surrogatepass")), st.binary(max_size=300)))
+@given(text=st.one_of(configurations().map(lambda text: text.encode("utf-8", "surrogatepass")),
+                      st.binary(max_size=300)))
 @example(text=b"\xef\xbb\xbf[server]\nbind = localhost\n")
 @example(text=b"[credentials]\n= x\n")
 def test_any_configuration_is_good_or_refused(tmp_path, text):
@@ -233,12 +254,14 @@ def make_metadata(path):
 
 
 @look(max_examples=EXAMPLES * 2)
-@given(pair=st.sampled_from(KEYS_OF_SECTIONS), name=st.sampled_from(["x", "a/b", "Name", ".."]), value=TEXTS)
+@given(pair=st.sampled_from(KEYS_OF_SECTIONS), name=st.sampled_from(["x", "a/b", "Name", ".."]),
+       value=TEXTS)
 def test_any_value_is_good_or_refused(tmp_path, pair, name, value):
     """Each key takes a value, or refuses it in one line that names the section."""
     section, key = pair[0], name if pair[1] == "*" else pair[1]
     path = tmp_path / "value.conf"
-    path.write_text("[%s]\n%s = %s\n" % (section, key, " ".join(value.split())), encoding="utf-8", errors="replace")
+    path.write_text("[%s]\n%s = %s\n" % (section, key, " ".join(value.split())),
+                    encoding="utf-8", errors="replace")
     try:
         make_metadata(path)
     except fake_metadata.ConfigError as error:
@@ -247,20 +270,26 @@ def test_any_value_is_good_or_refused(tmp_path, pair, name, value):
 
 # ---------------------------------------------------------------- credentials ------------------
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-                    max_leaves=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: (st.lists(inner, max_size=3)
+                   | st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=5)
 FIELDS = st.one_of(JSON, st.sampled_from([
-    "ASIAGENERATION000001", "secret", "token", "2037-01-01T00:00:00Z", "a b", "a\nb", "2037-01-01T00:00:00+99:99",
-    "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59"]))
+    "ASIAGENERATION000001", "secret", "token", "2037-01-01T00:00:00Z", "a b", "a\nb",
+    "2037-01-01T00:00:00+99:99", "9999-99-99T00:00:00Z", "0001-01-01T00:00:00+23:59"]))
 DOCUMENTS = st.fixed_dictionaries({
-    "Version": st.one_of(st.just(1), st.just(1), JSON), "AccessKeyId": st.one_of(st.just("ASIAGENERATION000001"), FIELDS),
-    "SecretAccessKey": st.one_of(st.just("secret"), FIELDS), "SessionToken": FIELDS, "Expiration": FIELDS})
+    "Version": st.one_of(st.just(1), st.just(1), JSON),
+    "AccessKeyId": st.one_of(st.just("ASIAGENERATION000001"), FIELDS),
+    "SecretAccessKey": st.one_of(st.just("secret"), FIELDS),
+    "SessionToken": FIELDS, "Expiration": FIELDS})
 PROFILE_KEYS = st.sampled_from([
-    "[default]", "[profile default]", "aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_expiration",
-    "credential_process", "x_security_token_expires", "region", "sso_session", " ", "#", "["])
+    "[default]", "[profile default]", "aws_access_key_id", "aws_secret_access_key",
+    "aws_session_token", "aws_expiration", "credential_process", "x_security_token_expires",
+    "region", "sso_session", " ", "#", "["])
 PROFILE_VALUES = st.one_of(
-    st.sampled_from(["ASIAGENERATION000001", "secret", "true", "'", "\"", "2037-01-01T00:00:00Z"]), st.text(max_size=20))
+    st.sampled_from(["ASIAGENERATION000001", "secret", "true", "'", "\"", "2037-01-01T00:00:00Z"]),
+    st.text(max_size=20))
 
 
 @st.composite
@@ -273,30 +302,32 @@ def outputs(draw):
 @st.composite
 def profiles(draw):
     """Draw a shared credentials file."""
-    lines = draw(st.lists(st.tuples(PROFILE_KEYS, st.sampled_from(["", " = ", "=", ":"]), PROFILE_VALUES), max_size=8))
+    line = st.tuples(PROFILE_KEYS, st.sampled_from(["", " = ", "=", ":"]), PROFILE_VALUES)
+    lines = draw(st.lists(line, max_size=8))
     return "\n".join(map("".join, lines)).encode("utf-8", "replace")
 
 
 @look()
 @given(output=st.one_of(outputs(), st.binary(max_size=100)))
 @example(output=b"[" * 60000)
-@example(output=b'{"Version": 1, "AccessKeyId": "ASIAGENERATION000001", "SecretAccessKey": "s", "Expiration": 1e999}')
+@example(output=b'{"Version": 1, "AccessKeyId": "ASIAGENERATION000001", "SecretAccessKey": "s", '
+                b'"Expiration": 1e999}')
 def test_any_output_of_a_command_is_credentials_or_refused(output):
-    """What a credential command prints is whole credentials, or refused with a word that has nothing of it."""
+    """What a command prints is whole credentials, or refused with a word that has nothing of it."""
     check_source("process", dict(command="x", timeout=1), output, lambda *_: output)
 
 
 @look()
 @given(content=st.one_of(profiles(), st.binary(max_size=200)))
 def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
-    """A credentials file has whole credentials, or is refused with a word that has nothing of it."""
+    """A credentials file gives whole credentials, or is refused with words that hold none of it."""
     path = tmp_path / "credentials"
     path.write_bytes(content)
     check_source("profile", dict(file=str(path)), content, lambda *_: b"")
 
 
 def check_source(source, changes, content, run_command):
-    """Check that a source gives whole Keys from which documents can be made, or raises SourceError."""
+    """Check that a source gives whole Keys, enough for documents, or raises SourceError."""
     wanted = dict(fake_metadata.default_settings("role NAME"), source=source, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_metadata, "run_command", run_command)

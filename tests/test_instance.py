@@ -1,4 +1,4 @@
-"""The instance: every path of a real one, one identity behind all of them, and the values of one's own."""
+"""The instance: every path of a real one, one identity behind all, and values of one's own."""
 import json
 import os
 import re
@@ -13,19 +13,22 @@ META = "/latest/meta-data/"
 DOCUMENT = "/latest/dynamic/instance-identity/document"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ my-key"
 
-# What every instance has, {mac} being that of its interface; the signatures of the document are left out on purpose.
+# What every instance has, {mac} being that of its interface.
+# The signatures of the document are left out on purpose.
 ALWAYS = """
 ami-id ami-launch-index ami-manifest-path block-device-mapping/ami block-device-mapping/root
 events/maintenance/history events/maintenance/scheduled hostname identity-credentials/ec2/info
-identity-credentials/ec2/security-credentials/ec2-instance instance-action instance-id instance-life-cycle
-instance-type local-hostname local-ipv4 mac metrics/vhostmd network/interfaces/macs/{mac}/device-number
-network/interfaces/macs/{mac}/interface-id network/interfaces/macs/{mac}/local-hostname
-network/interfaces/macs/{mac}/local-ipv4s network/interfaces/macs/{mac}/mac network/interfaces/macs/{mac}/owner-id
+identity-credentials/ec2/security-credentials/ec2-instance instance-action instance-id
+instance-life-cycle instance-type local-hostname local-ipv4 mac metrics/vhostmd
+network/interfaces/macs/{mac}/device-number network/interfaces/macs/{mac}/interface-id
+network/interfaces/macs/{mac}/local-hostname network/interfaces/macs/{mac}/local-ipv4s
+network/interfaces/macs/{mac}/mac network/interfaces/macs/{mac}/owner-id
 network/interfaces/macs/{mac}/security-group-ids network/interfaces/macs/{mac}/security-groups
 network/interfaces/macs/{mac}/subnet-id network/interfaces/macs/{mac}/subnet-ipv4-cidr-block
 network/interfaces/macs/{mac}/vpc-id network/interfaces/macs/{mac}/vpc-ipv4-cidr-block
-network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks placement/availability-zone placement/availability-zone-id
-placement/region profile reservation-id security-groups services/domain services/partition system
+network/interfaces/macs/{mac}/vpc-ipv4-cidr-blocks placement/availability-zone
+placement/availability-zone-id placement/region profile reservation-id security-groups
+services/domain services/partition system
 """.split()
 
 # What an instance has without a role, address, key, tag, volume, event of its own.
@@ -39,13 +42,16 @@ TAGS = "[metadata-options]\ninstance-metadata-tags = enabled\n"
 CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its value or None
     ("ancestor-ami-ids", "[metadata]\nancestor-ami-ids = ami-11111111\n  ami-22222222\n",
      "ami-11111111\nami-22222222"),
-    ("autoscaling/target-lifecycle-state", "[events]\ntarget-lifecycle-state = InService\n", "InService"),
+    ("autoscaling/target-lifecycle-state", "[events]\ntarget-lifecycle-state = InService\n",
+     "InService"),
     ("block-device-mapping/ebs1", "[instance]\nebs-volumes = sdf, sdg\n", "sdf"),
     ("block-device-mapping/ebs2", "[instance]\nebs-volumes = sdf, sdg\n", "sdg"),
     ("block-device-mapping/ephemeral0", "[instance]\nephemeral-volumes = sdb\n", "sdb"),
     ("block-device-mapping/swap", "[metadata]\nblock-device-mapping/swap = sda3\n", "sda3"),
-    ("elastic-gpus/associations/egpu-1", "[metadata]\nelastic-gpus/associations/egpu-1 = {}\n", "{}"),
-    ("elastic-inference/associations/eia-1", "[metadata]\nelastic-inference/associations/eia-1 = {}\n", "{}"),
+    ("elastic-gpus/associations/egpu-1", "[metadata]\nelastic-gpus/associations/egpu-1 = {}\n",
+     "{}"),
+    ("elastic-inference/associations/eia-1",
+     "[metadata]\nelastic-inference/associations/eia-1 = {}\n", "{}"),
     ("events/recommendations/rebalance", "[events]\nrebalance-recommendation = +0s\n",
      '{"noticeTime": "2026-12-01T08:00:00Z"}'),
     ("hibernation/configured", "[metadata]\nhibernation/configured = true\n", "true"),
@@ -54,10 +60,12 @@ CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its 
     ("iam/security-credentials-extended/BaseIAMRole", "[credentials]\nextended = yes\n", None),
     ("ipv6", IPV6, "2001:db8:8:4::2"),
     ("kernel-id", "[instance]\nkernel-id = aki-5c21674b\n", "aki-5c21674b"),
-    ("managed-ssh-keys/signer-cert", "[metadata]\nmanaged-ssh-keys/signer-cert = -----BEGIN\n", "-----BEGIN"),
+    ("managed-ssh-keys/signer-cert", "[metadata]\nmanaged-ssh-keys/signer-cert = -----BEGIN\n",
+     "-----BEGIN"),
     (MACS + "ipv4-associations/198.51.100.7", PUBLIC, "10.0.0.5"),
     (MACS + "ipv4-prefix", "[instance]\n%sipv4-prefix = 10.0.1.0/28\n" % MAC, "10.0.1.0/28"),
-    (MACS + "ipv6-prefix", "[instance]\n%sipv6-prefix = 2001:db8:0:1::/80\n" % MAC, "2001:db8:0:1::/80"),
+    (MACS + "ipv6-prefix", "[instance]\n%sipv6-prefix = 2001:db8:0:1::/80\n" % MAC,
+     "2001:db8:0:1::/80"),
     (MACS + "ipv6s", IPV6, "2001:db8:8:4::2\n2001:db8:8:4::3"),
     (MACS + "network-card", "[instance]\n%snetwork-card = 1\n" % MAC, "1"),
     (MACS + "network-card", "[instance]\n%snetwork-card = 0\n" % MAC, "0"),
@@ -66,16 +74,20 @@ CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its 
     (MACS + "subnet-ipv6-cidr-blocks", IPV6, "2001:db8:8:4::/64"),
     (MACS + "vpc-ipv6-cidr-blocks", IPV6, "2001:db8:8::/56"),
     ("placement/group-name", "[metadata]\nplacement/group-name = my-group\n", "my-group"),
-    ("placement/host-id", "[metadata]\nplacement/host-id = h-0da999999f9999fb9\n", "h-0da999999f9999fb9"),
+    ("placement/host-id", "[metadata]\nplacement/host-id = h-0da999999f9999fb9\n",
+     "h-0da999999f9999fb9"),
     ("placement/partition-number", "[metadata]\nplacement/partition-number = 1\n", "1"),
-    ("product-codes", "[instance]\nproduct-codes = 3iplms73etrdhxdepv72l6ywj\n", "3iplms73etrdhxdepv72l6ywj"),
+    ("product-codes", "[instance]\nproduct-codes = 3iplms73etrdhxdepv72l6ywj\n",
+     "3iplms73etrdhxdepv72l6ywj"),
     ("public-hostname", PUBLIC, "ec2-198-51-100-7.compute-1.amazonaws.com"),
     ("public-ipv4", PUBLIC, "198.51.100.7"),
-    ("public-keys/0/openssh-key", "[instance]\nkey-name = my-key\npublic-key = %s\n" % KEY, KEY + "\n"),
+    ("public-keys/0/openssh-key", "[instance]\nkey-name = my-key\npublic-key = %s\n" % KEY,
+     KEY + "\n"),
     ("ramdisk-id", "[instance]\nramdisk-id = ari-01bb5768\n", "ari-01bb5768"),
     ("spot/instance-action", "[events]\nspot-interruption = +0s stop\n",
      '{"action": "stop", "time": "2026-12-01T08:02:00Z"}'),
-    ("spot/termination-time", "[events]\nspot-interruption = +0s terminate\n", "2026-12-01T08:02:00Z"),
+    ("spot/termination-time", "[events]\nspot-interruption = +0s terminate\n",
+     "2026-12-01T08:02:00Z"),
     ("tag-sets/instance", TAGS, "{}"),
     ("tag-sets/instance", TAGS + "[tags]\nName = box\nEnv = dev\n", '{"Name":"box","Env":"dev"}'),
     ("tags/instance/Name", TAGS + "[tags]\nName = my box\n", "my box"),
@@ -96,19 +108,24 @@ IDENTITIES = {
     "ipv6": IPV6,
     "ipv6 only": "[instance]\nlocal-ipv4 =\npublic-ipv4 =\nipv6 = 2001:db8:8:4::2\n",
     "small vpc": "[instance]\nlocal-ipv4 = 10.237.0.16\nvpc-ipv4-cidr-blocks = 10.237.0.0/24\n",
-    "small vpc elsewhere": "[instance]\nlocal-ipv4 = 10.237.9.16\nvpc-ipv4-cidr-blocks = 10.237.9.0/24\n",
-    "small subnet": "[instance]\nsubnet-ipv4-cidr-block = 10.237.0.0/27\nvpc-ipv4-cidr-blocks = 10.237.0.0/24\n",
+    "small vpc elsewhere": "[instance]\nlocal-ipv4 = 10.237.9.16\n"
+                           "vpc-ipv4-cidr-blocks = 10.237.9.0/24\n",
+    "small subnet": "[instance]\nsubnet-ipv4-cidr-block = 10.237.0.0/27\n"
+                    "vpc-ipv4-cidr-blocks = 10.237.0.0/24\n",
     "two interfaces": "[interface eth1]\n",
-    "three interfaces": "[interface eth1]\npublic-ipv4 = 198.51.100.8\n[interface eth2]\nipv6 = 2001:db8:8:5::2\n",
+    "three interfaces": "[interface eth1]\npublic-ipv4 = 198.51.100.8\n"
+                        "[interface eth2]\nipv6 = 2001:db8:8:5::2\n",
     "two interfaces, ipv6 on the first": IPV6 + "[interface eth1]\n",
     "two interfaces, ipv6 on the second": "[interface eth1]\nipv6 = 2001:db8:8:4::2\n",
     "two subnets": "[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 10.0.64.5\n",
-    "two networks": "[instance]\nlocal-ipv4 = 10.0.0.5\n[interface eth1]\nlocal-ipv4 = 192.168.1.5\n",
-    "named subnet": "[instance]\nsubnet-id = subnet-0123456789abcdef0\nvpc-id = vpc-0123456789abcdef0\n"
-                    "[interface eth1]\n",
-    "named groups": "[instance]\nsecurity-groups = web, db\nsecurity-group-ids = sg-11111111, sg-22222222\n"
-                    "[interface eth1]\n",
-    "small subnet, two interfaces": "[instance]\nlocal-ipv4 = 10.237.0.16\nsubnet-ipv4-cidr-block = 10.237.0.0/27\n"
+    "two networks": "[instance]\nlocal-ipv4 = 10.0.0.5\n"
+                    "[interface eth1]\nlocal-ipv4 = 192.168.1.5\n",
+    "named subnet": "[instance]\nsubnet-id = subnet-0123456789abcdef0\n"
+                    "vpc-id = vpc-0123456789abcdef0\n[interface eth1]\n",
+    "named groups": "[instance]\nsecurity-groups = web, db\n"
+                    "security-group-ids = sg-11111111, sg-22222222\n[interface eth1]\n",
+    "small subnet, two interfaces": "[instance]\nlocal-ipv4 = 10.237.0.16\n"
+                                    "subnet-ipv4-cidr-block = 10.237.0.0/27\n"
                                     "vpc-ipv4-cidr-blocks = 10.237.0.0/24\n[interface eth1]\n",
 }
 
@@ -139,7 +156,8 @@ class Tree:
     def __init__(self, metadata):
         self.values = dict(crawl(metadata), **crawl(metadata, "/latest/dynamic"))
         self.document = json.loads(self.values[DOCUMENT])
-        self.macs = [name[:-1] for name in value(metadata, META + "network/interfaces/macs").split("\n")]
+        self.macs = [name[:-1] for name in
+                     value(metadata, META + "network/interfaces/macs").split("\n")]
 
     def __getitem__(self, path):
         return self.values.get(META + path)
@@ -167,17 +185,20 @@ def tree(request, tmp_path_factory):
 
 
 def listed(metadata, path):
-    """Tell whether a path and each directory above it are in the listing above them, as a crawler needs it."""
+    """Tell whether a path and each directory above it are listed, as a crawler needs it."""
     parts = path.split("/")
-    return all(name in (value(metadata, "/".join(parts[:depth])) or "").split("\n") for depth, name in (
-        (depth, part + "/" * (depth + 1 < len(parts))) for depth, part in enumerate(parts) if depth >= 3))
+    return all(
+        name in (value(metadata, "/".join(parts[:depth])) or "").split("\n")
+        for depth, name in (
+            (depth, part + "/" * (depth + 1 < len(parts)))
+            for depth, part in enumerate(parts) if depth >= 3))
 
 
 # Every path.
 
 @pytest.mark.parametrize("text", ["", BARE], ids=["default", "bare"])
 def test_paths_that_are_always_there(make_metadata, text):
-    """What every instance has is there and listed, with nothing configured and on a bare instance."""
+    """What every instance has is there and listed, on a default instance and on a bare one."""
     metadata = make_metadata(text)
     paths = [META + path.replace("{mac}", value(metadata, META + "mac")) for path in ALWAYS]
 
@@ -189,8 +210,9 @@ def test_paths_that_are_always_there(make_metadata, text):
 def test_path_that_is_asked_for(make_metadata, path, text, expected):
     """What only some instances have is there and listed when the configuration asks for it."""
     metadata = make_metadata(text)
+    found = value(metadata, META + path)
 
-    assert value(metadata, META + path) is not None if expected is None else value(metadata, META + path) == expected
+    assert found is not None if expected is None else found == expected
     assert path.startswith("public-keys") or listed(metadata, META + path)
 
 
@@ -209,12 +231,12 @@ def test_no_empty_directories(make_metadata):
 
 
 @pytest.mark.parametrize("path", [
-    "/latest/user-data", "/latest/dynamic/fws", "/latest/dynamic/fws/instance-monitoring", "/latest/api", "/v2",
-    "/v2/credentials",
-    "/latest/dynamic/instance-identity/signature", "/latest/dynamic/instance-identity/pkcs7",
-    "/latest/dynamic/instance-identity/rsa2048", META + "spot", META + "tags", META + "tag-sets", META + "autoscaling",
-    META + "events/recommendations", META + "public-keys", META + "no-such-thing", META + "instance-id/x",
-    META + "iam/security-credentials/OtherRole", "/2021-03-24", "/nothing"])
+    "/latest/user-data", "/latest/dynamic/fws", "/latest/dynamic/fws/instance-monitoring",
+    "/latest/api", "/v2", "/v2/credentials", "/latest/dynamic/instance-identity/signature",
+    "/latest/dynamic/instance-identity/pkcs7", "/latest/dynamic/instance-identity/rsa2048",
+    META + "spot", META + "tags", META + "tag-sets", META + "autoscaling",
+    META + "events/recommendations", META + "public-keys", META + "no-such-thing",
+    META + "instance-id/x", META + "iam/security-credentials/OtherRole", "/2021-03-24", "/nothing"])
 def test_path_that_is_not_there(make_metadata, path):
     """What is not on a default instance is not found."""
     assert make_metadata().find(path) is None
@@ -250,16 +272,17 @@ def test_whole_path(make_metadata):
     (META + "services", "domain\npartition"),
 ])
 def test_listing(make_metadata, path, expected):
-    """A listing is in order, joined by line feeds without a final one, with a slash behind directories."""
+    """A listing is in order, joined by line feeds, none at its end, a slash behind directories."""
     assert value(make_metadata(), path) == expected
 
 
 def test_listing_of_meta_data(make_metadata):
     """The listing of meta-data/ is that of a real instance with the same things."""
     assert value(make_metadata(BARE), META[:-1]).split("\n") == """
-        ami-id ami-launch-index ami-manifest-path block-device-mapping/ events/ hostname identity-credentials/
-        instance-action instance-id instance-life-cycle instance-type local-hostname local-ipv4 mac metrics/ network/
-        placement/ profile reservation-id security-groups services/ system""".split()
+        ami-id ami-launch-index ami-manifest-path block-device-mapping/ events/ hostname
+        identity-credentials/ instance-action instance-id instance-life-cycle instance-type
+        local-hostname local-ipv4 mac metrics/ network/ placement/ profile reservation-id
+        security-groups services/ system""".split()
 
 
 def test_listing_of_an_interface(make_metadata):
@@ -267,18 +290,20 @@ def test_listing_of_an_interface(make_metadata):
     metadata = make_metadata(BARE + MAC)
 
     assert value(metadata, META + MACS[:-1]).split("\n") == """
-        device-number interface-id local-hostname local-ipv4s mac owner-id security-group-ids security-groups subnet-id
-        subnet-ipv4-cidr-block vpc-id vpc-ipv4-cidr-block vpc-ipv4-cidr-blocks""".split()
+        device-number interface-id local-hostname local-ipv4s mac owner-id security-group-ids
+        security-groups subnet-id subnet-ipv4-cidr-block vpc-id vpc-ipv4-cidr-block
+        vpc-ipv4-cidr-blocks""".split()
 
 
 def test_listings_lead_to_all_values(make_metadata):
-    """A crawler that follows the listings finds every value, and every name that is listed has one."""
+    """A crawler that follows the listings finds every value, and every name listed has one."""
     metadata = make_metadata(IDENTITIES["three interfaces"] + TAGS + "[tags]\nName = x\n"
                      "[instance]\nkey-name = k\nebs-volumes = sdf\n")
     found = dict(crawl(metadata), **crawl(metadata, "/latest/dynamic"))
 
-    assert sorted(found) == [path for path in metadata.paths() if path.startswith((META, "/latest/dynamic/"))
-                             and not path.endswith("/public-keys")]
+    assert sorted(found) == [
+        path for path in metadata.paths()
+        if path.startswith((META, "/latest/dynamic/")) and not path.endswith("/public-keys")]
     assert None not in found.values()
 
 
@@ -291,15 +316,18 @@ def test_public_keys(make_metadata):
 
 
 def test_generated_public_key(make_metadata):
-    """The key made for a key name is an ed25519 key with the name as comment and one line feed at its end."""
-    key = value(make_metadata("[instance]\nkey-name = my-key\n"), META + "public-keys/0/openssh-key")
+    """The key made for a key name is ed25519, the name its comment, one line feed at its end."""
+    key = value(make_metadata("[instance]\nkey-name = my-key\n"),
+                META + "public-keys/0/openssh-key")
 
     assert re.fullmatch(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[\w+/]{43} my-key\n", key)
 
 
 def test_name_in_the_public_key(make_metadata):
     """Without a key name the comment of the public key is the name."""
-    assert value(make_metadata("[instance]\npublic-key = %s\n" % KEY), META + "public-keys") == "0=my-key"
+    metadata = make_metadata("[instance]\npublic-key = %s\n" % KEY)
+
+    assert value(metadata, META + "public-keys") == "0=my-key"
 
 
 # One identity.
@@ -319,22 +347,25 @@ def test_no_other_region_anywhere(tree):
 
 
 @pytest.mark.parametrize("zone, region, zone_id, partition, domain, local, public", [
-    ("us-east-1a", "us-east-1", "use1-az1", "aws", "amazonaws.com", "ec2.internal", "compute-1.amazonaws.com"),
-    ("us-east-1f", "us-east-1", "use1-az6", "aws", "amazonaws.com", "ec2.internal", "compute-1.amazonaws.com"),
-    ("eu-central-1b", "eu-central-1", "euc1-az2", "aws", "amazonaws.com", "eu-central-1.compute.internal",
-     "eu-central-1.compute.amazonaws.com"),
-    ("ap-southeast-2c", "ap-southeast-2", "apse2-az3", "aws", "amazonaws.com", "ap-southeast-2.compute.internal",
-     "ap-southeast-2.compute.amazonaws.com"),
-    ("cn-northwest-1a", "cn-northwest-1", "cnnw1-az1", "aws-cn", "amazonaws.com.cn", "cn-northwest-1.compute.internal",
-     "cn-northwest-1.compute.amazonaws.com.cn"),
-    ("us-gov-east-1a", "us-gov-east-1", "usge1-az1", "aws-us-gov", "amazonaws.com", "us-gov-east-1.compute.internal",
-     "us-gov-east-1.compute.amazonaws.com"),
-    ("us-west-2-lax-1a", "us-west-2", "usw2-lax1-az1", "aws", "amazonaws.com", "us-west-2.compute.internal",
-     "us-west-2.compute.amazonaws.com"),
-    ("us-east-1-wl1-bos-wlz-1", "us-east-1", "use1-wl1-bos-wlz1", "aws", "amazonaws.com", "ec2.internal",
-     "compute-1.amazonaws.com"),
+    ("us-east-1a", "us-east-1", "use1-az1", "aws", "amazonaws.com",
+     "ec2.internal", "compute-1.amazonaws.com"),
+    ("us-east-1f", "us-east-1", "use1-az6", "aws", "amazonaws.com",
+     "ec2.internal", "compute-1.amazonaws.com"),
+    ("eu-central-1b", "eu-central-1", "euc1-az2", "aws", "amazonaws.com",
+     "eu-central-1.compute.internal", "eu-central-1.compute.amazonaws.com"),
+    ("ap-southeast-2c", "ap-southeast-2", "apse2-az3", "aws", "amazonaws.com",
+     "ap-southeast-2.compute.internal", "ap-southeast-2.compute.amazonaws.com"),
+    ("cn-northwest-1a", "cn-northwest-1", "cnnw1-az1", "aws-cn", "amazonaws.com.cn",
+     "cn-northwest-1.compute.internal", "cn-northwest-1.compute.amazonaws.com.cn"),
+    ("us-gov-east-1a", "us-gov-east-1", "usge1-az1", "aws-us-gov", "amazonaws.com",
+     "us-gov-east-1.compute.internal", "us-gov-east-1.compute.amazonaws.com"),
+    ("us-west-2-lax-1a", "us-west-2", "usw2-lax1-az1", "aws", "amazonaws.com",
+     "us-west-2.compute.internal", "us-west-2.compute.amazonaws.com"),
+    ("us-east-1-wl1-bos-wlz-1", "us-east-1", "use1-wl1-bos-wlz1", "aws", "amazonaws.com",
+     "ec2.internal", "compute-1.amazonaws.com"),
 ])
-def test_what_follows_from_a_zone(make_metadata, zone, region, zone_id, partition, domain, local, public):
+def test_what_follows_from_a_zone(
+        make_metadata, zone, region, zone_id, partition, domain, local, public):
     """Region, zone id, partition, domain and the ends of host names follow from the zone."""
     tree = Tree(make_metadata("[instance]\navailability-zone = %s\nlocal-ipv4 = 10.0.0.5\n"
                           "public-ipv4 = 198.51.100.7\n" % zone))
@@ -348,7 +379,8 @@ def test_what_follows_from_a_zone(make_metadata, zone, region, zone_id, partitio
 def test_arns_have_the_partition_and_the_account(tree):
     """Every ARN in the tree is of the partition, the account and the role."""
     arns = tree.search(r"arn:[^\"]+")
-    roles = {path.rpartition("/")[2] for path in tree.values if path.startswith(META + "iam/security-credentials/")}
+    roles = {path.rpartition("/")[2] for path in tree.values
+             if path.startswith(META + "iam/security-credentials/")}
 
     assert arns == {"arn:%s:iam::%s:instance-profile/%s" % (
         tree["services/partition"], tree.document["accountId"], role) for role in roles}
@@ -369,14 +401,17 @@ def test_no_other_instance_anywhere(tree):
 def test_document_says_what_the_tree_says(tree):
     """The identity document agrees with the tree."""
     same = {"imageId": "ami-id", "instanceId": "instance-id", "instanceType": "instance-type",
-            "privateIp": "local-ipv4", "region": "placement/region", "kernelId": "kernel-id", "ramdiskId": "ramdisk-id"}
+            "privateIp": "local-ipv4", "region": "placement/region", "kernelId": "kernel-id",
+            "ramdiskId": "ramdisk-id"}
 
-    assert {key: tree.document[key] for key in same} == {key: tree[path] for key, path in same.items()}
+    assert {key: tree.document[key] for key in same} == {
+        key: tree[path] for key, path in same.items()}
 
 
 def test_host_names_follow_from_the_address(tree):
     """All forms of the local host name are the same, and have the address in them."""
-    name = "ip-" + tree["local-ipv4"].replace(".", "-") if tree["local-ipv4"] else tree["instance-id"]
+    address = tree["local-ipv4"]
+    name = "ip-" + address.replace(".", "-") if address else tree["instance-id"]
 
     assert tree["hostname"] == tree["local-hostname"] == tree.of(tree["mac"], "local-hostname")
     assert tree["hostname"].partition(".")[0] == name
@@ -425,17 +460,21 @@ def network_of(cidr):
 
 
 def is_within(inner, outer):
-    (family, first, last), (outer_family, outer_first, outer_last) = network_of(inner), network_of(outer)
+    family, first, last = network_of(inner)
+    outer_family, outer_first, outer_last = network_of(outer)
     return family == outer_family and outer_first <= first and last <= outer_last
 
 
 def test_addresses_are_in_their_subnet_and_subnets_in_their_vpc(tree):
-    """Each address is within the subnet of its interface, and each subnet, as a whole, within the VPC."""
-    for inner, outer in (("local-ipv4s", "subnet-ipv4-cidr-block"), ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"),
-                         ("ipv6s", "subnet-ipv6-cidr-blocks"), ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks")):
+    """Each address is within the subnet of its interface, and each whole subnet within the VPC."""
+    for inner, outer in (("local-ipv4s", "subnet-ipv4-cidr-block"),
+                         ("subnet-ipv4-cidr-block", "vpc-ipv4-cidr-blocks"),
+                         ("ipv6s", "subnet-ipv6-cidr-blocks"),
+                         ("subnet-ipv6-cidr-blocks", "vpc-ipv6-cidr-blocks")):
         for mac in tree.macs:
             for item in tree.lines(mac, inner):
-                assert any(is_within(item, block) for block in tree.lines(mac, outer)), (inner, item)
+                assert any(is_within(item, block) for block in tree.lines(mac, outer)), (
+                    inner, item)
 
 
 def test_one_block_is_one_subnet(tree):
@@ -443,11 +482,12 @@ def test_one_block_is_one_subnet(tree):
     seen = {}
     for mac in tree.macs:
         block = tree.of(mac, "vpc-id"), tree.of(mac, "subnet-ipv4-cidr-block")
-        assert block[1] is None or seen.setdefault(block, tree.of(mac, "subnet-id")) == tree.of(mac, "subnet-id")
+        subnet = tree.of(mac, "subnet-id")
+        assert block[1] is None or seen.setdefault(block, subnet) == subnet
 
 
 def test_each_security_group_has_one_id(tree):
-    """As many ids as names of security groups, and the same id for the same name on all interfaces."""
+    """There are as many ids as names of security groups, and a name has one id everywhere."""
     pairs = set()
     for mac in tree.macs:
         names, ids = tree.lines(mac, "security-groups"), tree.lines(mac, "security-group-ids")
@@ -460,7 +500,8 @@ def test_each_security_group_has_one_id(tree):
 def test_block_of_the_vpc_is_the_first_one(tree):
     """vpc-ipv4-cidr-block is the first of vpc-ipv4-cidr-blocks, and absent with them."""
     for mac in tree.macs:
-        assert tree.of(mac, "vpc-ipv4-cidr-block") == (tree.lines(mac, "vpc-ipv4-cidr-blocks") + [None])[0]
+        blocks = tree.lines(mac, "vpc-ipv4-cidr-blocks")
+        assert tree.of(mac, "vpc-ipv4-cidr-block") == (blocks + [None])[0]
 
 
 def test_owner_of_each_interface(tree):
@@ -472,16 +513,18 @@ def test_root_device(make_metadata):
     """The block device mapping names the root device with and without its directory."""
     tree = Tree(make_metadata("[instance]\nroot-device = /dev/sda1\n"))
 
-    assert (tree["block-device-mapping/ami"], tree["block-device-mapping/root"]) == ("sda1", "/dev/sda1")
+    assert (tree["block-device-mapping/ami"], tree["block-device-mapping/root"]) == (
+        "sda1", "/dev/sda1")
 
 
 @pytest.mark.parametrize("instance_type, architecture, system", [
-    ("t3.micro", "x86_64", "nitro"), ("m7g.large", "arm64", "nitro"), ("t4g.nano", "arm64", "nitro"),
-    ("a1.medium", "arm64", "nitro"), ("im4gn.large", "arm64", "nitro"), ("g5g.xlarge", "arm64", "nitro"),
-    ("g4dn.xlarge", "x86_64", "nitro"), ("g6.xlarge", "x86_64", "nitro"), ("hpc7g.4xlarge", "arm64", "nitro"),
-    ("m5.metal", "x86_64", "nitro"), ("t2.micro", "x86_64", "xen"), ("m3.medium", "x86_64", "xen"),
-    ("g3s.xlarge", "x86_64", "xen"), ("u-6tb1.112xlarge", "x86_64", "nitro"),
-    ("u7i-12tb.224xlarge", "x86_64", "nitro")])
+    ("t3.micro", "x86_64", "nitro"), ("m7g.large", "arm64", "nitro"),
+    ("t4g.nano", "arm64", "nitro"), ("a1.medium", "arm64", "nitro"),
+    ("im4gn.large", "arm64", "nitro"), ("g5g.xlarge", "arm64", "nitro"),
+    ("g4dn.xlarge", "x86_64", "nitro"), ("g6.xlarge", "x86_64", "nitro"),
+    ("hpc7g.4xlarge", "arm64", "nitro"), ("m5.metal", "x86_64", "nitro"),
+    ("t2.micro", "x86_64", "xen"), ("m3.medium", "x86_64", "xen"), ("g3s.xlarge", "x86_64", "xen"),
+    ("u-6tb1.112xlarge", "x86_64", "nitro"), ("u7i-12tb.224xlarge", "x86_64", "nitro")])
 def test_what_follows_from_the_instance_type(make_metadata, instance_type, architecture, system):
     """Architecture and system follow from the instance type."""
     tree = Tree(make_metadata("[instance]\ninstance-type = %s\n" % instance_type))
@@ -491,17 +534,19 @@ def test_what_follows_from_the_instance_type(make_metadata, instance_type, archi
 
 @pytest.mark.parametrize("text, expected", [
     ("", "on-demand"), ("[events]\nspot-interruption = +1h terminate\n", "spot"),
-    ("[instance]\ninstance-life-cycle = scheduled\n[events]\nspot-interruption = +1h terminate\n", "scheduled")])
+    ("[instance]\ninstance-life-cycle = scheduled\n[events]\nspot-interruption = +1h terminate\n",
+     "scheduled")])
 def test_life_cycle(make_metadata, text, expected):
-    """An instance that is to be interrupted is a spot instance, unless the configuration says otherwise."""
+    """An instance that is to be interrupted is a spot instance, unless configured otherwise."""
     assert value(make_metadata(text), META + "instance-life-cycle") == expected
 
 
 def test_identity_document_to_the_byte(make_metadata):
-    """The identity document has the keys, the order and the spacing of the real one, and no final line feed."""
-    metadata = make_metadata("[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\n"
-                     "local-ipv4 = 10.0.0.5\nlaunch-time = 2026-12-01T08:00:00Z\nbilling-products = bp-63a5400a\n"
-                     "product-codes = one, two\n")
+    """The identity document has the real one's keys, order and spacing, and no final line feed."""
+    metadata = make_metadata(
+        "[instance]\ninstance-id = i-0123456789abcdef0\nami-id = ami-0123456789abcdef0\n"
+        "local-ipv4 = 10.0.0.5\nlaunch-time = 2026-12-01T08:00:00Z\n"
+        "billing-products = bp-63a5400a\nproduct-codes = one, two\n")
 
     assert value(metadata, DOCUMENT) == """{
   "accountId" : "123456789012",
@@ -536,7 +581,8 @@ def test_identity_info_to_the_byte(make_metadata):
     """identity-credentials/ec2/info has the form of the real one, with a role and without."""
     for text in "", BARE:
         assert value(make_metadata(text), META + "identity-credentials/ec2/info") == (
-            '{\n  "Code" : "Success",\n  "LastUpdated" : "2026-12-01T08:00:00Z",\n  "AccountId" : "123456789012"\n}')
+            '{\n  "Code" : "Success",\n  "LastUpdated" : "2026-12-01T08:00:00Z",\n'
+            '  "AccountId" : "123456789012"\n}')
 
 
 def test_last_updated_moves_on(make_metadata, clock):
@@ -550,9 +596,10 @@ def test_last_updated_moves_on(make_metadata, clock):
 
 # Which box, which instance.
 
-DIFFERENT = ("instance-id", "reservation-id", "mac", "local-ipv4", "hostname", "local-hostname", "public-ipv4",
-             "public-hostname")
-SAME = ("ami-id", "placement/region", "placement/availability-zone", "instance-type", "services/domain", "iam/info")
+DIFFERENT = ("instance-id", "reservation-id", "mac", "local-ipv4", "hostname", "local-hostname",
+             "public-ipv4", "public-hostname")
+SAME = ("ami-id", "placement/region", "placement/availability-zone", "instance-type",
+        "services/domain", "iam/info")
 
 
 @pytest.mark.parametrize("one, other", [
@@ -584,30 +631,32 @@ def test_two_instances_are_in_one_vpc(make_metadata):
 
 
 def test_ids_are_stable(make_metadata, clock):
-    """The same box is the same instance after a restart, at another time, but for its credentials."""
+    """A box is the same instance after a restart, at another time, but for its credentials."""
     before = Tree(make_metadata(IDENTITIES["three interfaces"])).values
     clock.now += 86400
     after = Tree(make_metadata(IDENTITIES["three interfaces"])).values
 
-    assert {path for path in before if before[path] != after.get(path)} == {META + path for path in (
-        "iam/info", "iam/security-credentials/BaseIAMRole", "identity-credentials/ec2/info",
-        "identity-credentials/ec2/security-credentials/ec2-instance")}
+    assert {path for path in before if before[path] != after.get(path)} == {
+        META + path for path in (
+            "iam/info", "iam/security-credentials/BaseIAMRole", "identity-credentials/ec2/info",
+            "identity-credentials/ec2/security-credentials/ec2-instance")}
 
 
 @pytest.mark.parametrize("path, pattern", [
-    ("instance-id", "i-0[0-9a-f]{16}"), ("ami-id", "ami-0[0-9a-f]{16}"), ("reservation-id", "r-0[0-9a-f]{16}"),
-    ("mac", "0e(:[0-9a-f]{2}){5}"), ("public-ipv4", r"203\.0\.113\.\d+"), ("local-ipv4", r"172\.31\.\d+\.\d+"),
-    ("interface-id", "eni-0[0-9a-f]{16}"), ("subnet-id", "subnet-0[0-9a-f]{16}"), ("vpc-id", "vpc-0[0-9a-f]{16}"),
-    ("security-group-ids", "sg-0[0-9a-f]{16}")])
+    ("instance-id", "i-0[0-9a-f]{16}"), ("ami-id", "ami-0[0-9a-f]{16}"),
+    ("reservation-id", "r-0[0-9a-f]{16}"), ("mac", "0e(:[0-9a-f]{2}){5}"),
+    ("public-ipv4", r"203\.0\.113\.\d+"), ("local-ipv4", r"172\.31\.\d+\.\d+"),
+    ("interface-id", "eni-0[0-9a-f]{16}"), ("subnet-id", "subnet-0[0-9a-f]{16}"),
+    ("vpc-id", "vpc-0[0-9a-f]{16}"), ("security-group-ids", "sg-0[0-9a-f]{16}")])
 def test_form_of_ids_made(make_metadata, path, pattern):
-    """Ids and addresses made have the form of real ones; the public address is one for documentation."""
+    """Ids and addresses made have the form of real ones; the public one is for documentation."""
     tree = Tree(make_metadata())
 
     assert re.fullmatch(pattern, tree[path] or tree.of(tree["mac"], path))
 
 
 def test_launch_is_the_boot_of_the_box(make_metadata):
-    """With nothing configured the instance was launched when the box booted, and that stays over restarts."""
+    """With nothing configured the launch was when the box booted, and stays so over restarts."""
     with open("/proc/stat") as file:
         booted = int(re.search(r"^btime (\d+)", file.read(), re.MULTILINE).group(1))
 
@@ -617,13 +666,14 @@ def test_launch_is_the_boot_of_the_box(make_metadata):
 def test_box_is_known_by_its_machine_id(tmp_path):
     """A box is known by its machine-id."""
     (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    paths = [str(tmp_path / "missing"), str(tmp_path / "machine-id")]
 
-    assert box_id([str(tmp_path / "missing"), str(tmp_path / "machine-id")]) == "0123456789abcdef0123456789abcdef"
+    assert box_id(paths) == "0123456789abcdef0123456789abcdef"
 
 
 @pytest.mark.parametrize("content", ["", "\n", "uninitialized\n"])
 def test_box_without_machine_id(tmp_path, content):
-    """A box whose machine-id is missing or not yet made is known by its name and its network cards, always the same."""
+    """A box with no machine-id yet is known by its name and network cards, always the same."""
     (tmp_path / "machine-id").write_text(content)
     paths = [str(tmp_path / "machine-id")]
 
@@ -654,11 +704,13 @@ def test_own_value(make_metadata, text, path, expected):
     assert listed(metadata, META + path)
 
 
-@pytest.mark.parametrize("path", ["instance-id", "metrics/vhostmd", "metrics", "iam", "iam/security-credentials",
-                                  "network", "public-keys", "events/maintenance/history", "tags"])
+@pytest.mark.parametrize("path", [
+    "instance-id", "metrics/vhostmd", "metrics", "iam", "iam/security-credentials", "network",
+    "public-keys", "events/maintenance/history", "tags"])
 def test_own_value_that_is_empty(make_metadata, path):
-    """An empty value removes a path and what is below it, from the listings too, and no empty directory stays."""
-    metadata = make_metadata("[instance]\nkey-name = k\n[metadata]\n%s =\n%s[tags]\na = b\n" % (path, TAGS))
+    """An empty value removes a path, all below it and its listing; no empty directory stays."""
+    metadata = make_metadata("[instance]\nkey-name = k\n[metadata]\n%s =\n%s[tags]\na = b\n"
+                             % (path, TAGS))
 
     assert metadata.find(META + path) is None
     assert not [other for other in metadata.paths() if other.startswith(META + path + "/")]
@@ -679,7 +731,8 @@ def test_own_value_beside_what_it_replaces(make_metadata):
 
 
 @pytest.mark.parametrize("text", [
-    "", "[tags]\nName = x\n", "[tags]\nName = x\n[metadata-options]\ninstance-metadata-tags = disabled\n"])
+    "", "[tags]\nName = x\n",
+    "[tags]\nName = x\n[metadata-options]\ninstance-metadata-tags = disabled\n"])
 def test_tags_that_are_off(make_metadata, text):
     """Tags are not there unless instance-metadata-tags is enabled."""
     metadata = make_metadata(text)
@@ -715,8 +768,9 @@ def test_user_data_in_the_configuration(make_metadata, text, expected):
     assert make_metadata("[user-data]\n%s\n" % text).find("/latest/user-data").body == expected
 
 
-@pytest.mark.parametrize("content", [b"#!/bin/sh\n\n  indented\n# comment\n", b"\x1f\x8b\0\xff\r\n", os.urandom(16384)],
-                         ids=["script", "gzip", "16 KiB"])
+@pytest.mark.parametrize("content", [
+    b"#!/bin/sh\n\n  indented\n# comment\n", b"\x1f\x8b\0\xff\r\n", os.urandom(16384)],
+    ids=["script", "gzip", "16 KiB"])
 def test_user_data_in_a_file(make_metadata, tmp_path, content):
     """User data from a file are its bytes, as application/octet-stream."""
     (tmp_path / "user-data").write_bytes(content)
@@ -731,9 +785,10 @@ def test_user_data_in_a_file(make_metadata, tmp_path, content):
 def test_no_user_data(make_metadata, tmp_path):
     """Without user data, and with an empty file, there is no user-data."""
     (tmp_path / "user-data").write_bytes(b"")
+    text = "[user-data]\nfile = %s\n" % (tmp_path / "user-data")
 
     assert make_metadata().find("/latest/user-data") is None
-    assert make_metadata("[user-data]\nfile = %s\n" % (tmp_path / "user-data")).find("/latest/user-data") is None
+    assert make_metadata(text).find("/latest/user-data") is None
 
 
 def test_user_data_over_the_limit(check, tmp_path):
@@ -747,8 +802,9 @@ def test_user_data_over_the_limit(check, tmp_path):
 
 
 @pytest.mark.parametrize("target", [
-    "/latest/meta-data/instance-id", "/latest/meta-data/instance-id/", "//latest///meta-data/./instance-id",
-    "/latest/meta-data/%69nstance-id", "/latest/meta-data/instance-id?x=1"] + [
+    "/latest/meta-data/instance-id", "/latest/meta-data/instance-id/",
+    "//latest///meta-data/./instance-id", "/latest/meta-data/%69nstance-id",
+    "/latest/meta-data/instance-id?x=1"] + [
         "/%s/meta-data/instance-id" % version for version in fake_metadata.VERSIONS])
 def test_forms_of_a_path(target):
     """Dated versions, doubled slashes, dots, escapes and queries all lead to the same path."""
@@ -756,16 +812,18 @@ def test_forms_of_a_path(target):
 
 
 @pytest.mark.parametrize("target, path", [
-    ("/", "/"), ("", "/"), ("/2021-03-23", "/latest"), ("/2021-03-23/", "/latest"), ("/2021-03-24/", "/2021-03-24"),
-    ("/1.0/user-data", "/latest/user-data"), ("/2021-03-23/api/token", "/2021-03-23/api/token"), ("/%zz", "/%zz"),
-    ("/latest/meta-data/../user-data", "/latest/meta-data/../user-data"), ("/meta-data/latest", "/meta-data/latest")])
+    ("/", "/"), ("", "/"), ("/2021-03-23", "/latest"), ("/2021-03-23/", "/latest"),
+    ("/2021-03-24/", "/2021-03-24"), ("/1.0/user-data", "/latest/user-data"),
+    ("/2021-03-23/api/token", "/2021-03-23/api/token"), ("/%zz", "/%zz"),
+    ("/latest/meta-data/../user-data", "/latest/meta-data/../user-data"),
+    ("/meta-data/latest", "/meta-data/latest")])
 def test_path_of_a_target(target, path):
     """Only a real version is a version; nothing climbs up; tokens come from /latest only."""
     assert fake_metadata.canonical_path(target) == path
 
 
 def test_dump(tmp_path, capfd):
-    """--dump prints every path with its value, each line of it indented, credentials and user data too."""
+    """--dump prints every path and its value, each line indented, credentials and user data too."""
     (tmp_path / "a.conf").write_text("[instance]\nlocal-ipv4 = 10.0.0.5, 10.0.0.6\nkey-name = k\n"
                                      "[user-data]\ntext = one\n  two\n[tags]\nName = x\n" + TAGS)
 
@@ -776,7 +834,8 @@ def test_dump(tmp_path, capfd):
     assert META + "local-ipv4\n    10.0.0.5\n" in said.out
     assert "/local-ipv4s\n    10.0.0.5\n    10.0.0.6\n" in said.out
     assert "/latest/user-data\n    one\n    two\n" in said.out
-    assert META + 'iam/security-credentials/BaseIAMRole\n    {\n      "Code" : "Success",\n' in said.out
+    assert (META + 'iam/security-credentials/BaseIAMRole\n    {\n      "Code" : "Success",\n'
+            in said.out)
     assert META + "tags/instance/Name\n    x\n" in said.out
 
 
@@ -791,8 +850,9 @@ def test_dump_has_every_path_once(tmp_path, capfd, make_metadata):
 
 def test_dump_waits_for_credentials(tmp_path, capfd):
     """--dump fetches what it prints, from a command too."""
-    (tmp_path / "a.conf").write_text("[credentials]\nsource = process\ncommand = echo '%s'\n" % json.dumps(
-        {"Version": 1, "AccessKeyId": "AKIAIOSFODNN7EXAMPLE", "SecretAccessKey": "x"}))
+    (tmp_path / "a.conf").write_text(
+        "[credentials]\nsource = process\ncommand = echo '%s'\n" % json.dumps(
+            {"Version": 1, "AccessKeyId": "AKIAIOSFODNN7EXAMPLE", "SecretAccessKey": "x"}))
 
     assert fake_metadata.main(["--dump", "--config", str(tmp_path / "a.conf")]) == 0
     assert '"AccessKeyId" : "AKIAIOSFODNN7EXAMPLE"' in capfd.readouterr().out

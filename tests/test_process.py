@@ -1,4 +1,4 @@
-"""The service as a process: how it starts and stops, what signals do, what a supervisor is told, what is logged."""
+"""The service as a process: start and stop, signals, what a supervisor is told, what is logged."""
 import contextlib
 import json
 import os
@@ -15,24 +15,26 @@ import time
 import pytest
 
 import fake_metadata
-from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections, wait_for,
-                     with_limits)
+from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections,
+                     wait_for, with_limits)
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
 ONE = "[instance]\ninstance-id = i-00000000000000001\n"
 TWO = "[instance]\ninstance-id = i-00000000000000002\n"
 SLOW = "[faults]\nslow = /latest/meta-data/hostname delay 300ms\n"
 SLOW_REQUEST = b"GET /latest/meta-data/hostname HTTP/1.1\r\nHost: localhost\r\n\r\n"
-PRINTED = json.dumps({"Version": 1, "AccessKeyId": "AKIAIOSFODNN7EXAMPLE", "SecretAccessKey": "je7MtGbClwBF/2Zp9Utk",
-                      "SessionToken": "IQoJb3JpZ2luX2VjEXAMPLE=="})
+PRINTED = json.dumps({
+    "Version": 1, "AccessKeyId": "AKIAIOSFODNN7EXAMPLE", "SecretAccessKey": "je7MtGbClwBF/2Zp9Utk",
+    "SessionToken": "IQoJb3JpZ2luX2VjEXAMPLE=="})
 README = os.path.join(ROOT, "README.md")
 
 
 def run(*arguments, **options):
     """Run the program to its end; return (exit code, stdout, stderr)."""
     options.setdefault("command", [sys.executable, PROGRAM])
-    done = subprocess.run(options.pop("command") + list(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=30, **options)
+    done = subprocess.run(
+        options.pop("command") + list(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, timeout=30, **options)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -43,8 +45,9 @@ class Gate:
         self.folder = folder
         folder.mkdir()
         (folder / "printed").write_text(PRINTED)
-        (folder / "script").write_text("cd %s\necho >> begun\nwhile [ ! -e open ]; do sleep 0.02; done\n"
-                                       "cat printed\n" % folder)
+        (folder / "script").write_text(
+            "cd %s\necho >> begun\nwhile [ ! -e open ]; do sleep 0.02; done\n"
+            "cat printed\n" % folder)
         self.settings = "source = process\ncommand = sh %s/script\n" % folder
 
     def wait_until_begun(self, times=1):
@@ -86,7 +89,7 @@ class Supervisor:
 
 @pytest.fixture
 def supervisor():
-    """A supervisor with a socket in the file system; its path is short, as such a path has to be."""
+    """A supervisor with a socket in the file system, whose path is short, as it has to be."""
     folder = tempfile.mkdtemp()
     made = Supervisor(os.path.join(folder, "notify"))
     yield made
@@ -97,21 +100,26 @@ def supervisor():
 # Start.
 
 def test_start_with_nothing(tmp_path):
-    """With nothing configured it says on stderr where it listens, and the line to paste, which works."""
-    with subprocess.Popen([sys.executable, PROGRAM, "127.0.0.1:0"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                          cwd=str(tmp_path), universal_newlines=True) as process:
+    """With no configuration it says on stderr where it listens, and a line to paste that works."""
+    with subprocess.Popen(
+            [sys.executable, PROGRAM, "127.0.0.1:0"], stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, cwd=str(tmp_path), universal_newlines=True) as process:
         try:
             said = [process.stderr.readline() for _ in range(5)]
-            pasted = re.search(r"export AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127\.0\.0\.1:(\d+)/\n", "".join(said))
+            pasted = re.search(
+                r"export AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127\.0\.0\.1:(\d+)/\n",
+                "".join(said))
 
             assert pasted, said
             socket.create_connection(("127.0.0.1", int(pasted.group(1)))).close()
-            assert re.search(r"fake-metadata: listening on http://127\.0\.0\.1:%s/\n" % pasted.group(1), "".join(said))
+            assert re.search(r"fake-metadata: listening on http://127\.0\.0\.1:%s/\n"
+                             % pasted.group(1), "".join(said))
         finally:
             process.terminate()
 
 
-@pytest.mark.parametrize("bind, host", [("127.0.0.1:0", "127.0.0.1"), ("localhost:0", "127.0.0.1"), ("[::1]:0", "::1")])
+@pytest.mark.parametrize("bind, host", [
+    ("127.0.0.1:0", "127.0.0.1"), ("localhost:0", "127.0.0.1"), ("[::1]:0", "::1")])
 def test_address(serve, bind, host):
     """It listens where it is told to."""
     if host == "::1":
@@ -164,8 +172,8 @@ def nobody_can_run():
     """Return a Python that user nobody can run, or None."""
     for python in sys.executable, "/usr/bin/python3":
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([python, "-c", "import json"], check=True, preexec_fn=become_nobody, cwd="/",
-                           stderr=subprocess.DEVNULL)
+            subprocess.run([python, "-c", "import json"], check=True, preexec_fn=become_nobody,
+                           cwd="/", stderr=subprocess.DEVNULL)
             return python
     return None
 
@@ -177,7 +185,7 @@ def become_nobody():
 
 @pytest.fixture
 def as_nobody():
-    """Options of run and Service for user nobody, where the tests run as root; else those of whom they run as."""
+    """Options of run and Service for user nobody if the tests run as root, else for their user."""
     if os.geteuid():
         yield {"python": sys.executable, "program": PROGRAM, "preexec_fn": None}
         return
@@ -188,7 +196,8 @@ def as_nobody():
     os.chmod(folder, 0o755)
     shutil.copy(PROGRAM, folder)
     os.chmod(os.path.join(folder, "fake_metadata.py"), 0o644)
-    yield {"python": python, "program": os.path.join(folder, "fake_metadata.py"), "preexec_fn": become_nobody}
+    yield {"python": python, "program": os.path.join(folder, "fake_metadata.py"),
+           "preexec_fn": become_nobody}
     shutil.rmtree(folder)
 
 
@@ -198,8 +207,9 @@ def test_port_80_without_permission(as_nobody):
         if int(file.read()) <= 80:
             pytest.skip("everybody may listen on port 80 here")
 
-    code, _, error = run("127.0.0.1:80", command=[as_nobody["python"], as_nobody["program"]], cwd="/",
-                         preexec_fn=as_nobody["preexec_fn"])
+    code, _, error = run(
+        "127.0.0.1:80", command=[as_nobody["python"], as_nobody["program"]], cwd="/",
+        preexec_fn=as_nobody["preexec_fn"])
 
     assert code == 1
     assert re.fullmatch("fake-metadata: cannot listen on 127.0.0.1 port 80: [PA][a-z ]+\n", error)
@@ -218,7 +228,7 @@ def test_any_user_can_run_it(as_nobody):
     ["--nonsense"], ["-x"], ["--config"], ["--log"], ["127.0.0.1", "127.0.0.2"],
     ["--bind=127.0.0.1"], ["--conf=x"], ["--dump", "--test-config"]])
 def test_usage_error(capfd, arguments):
-    """A command line that is not understood ends with 2, with the usage and one line of what is wrong."""
+    """A command line not understood ends with 2, the usage and one line of what is wrong."""
     with pytest.raises(SystemExit) as end:
         fake_metadata.main(arguments)
     said, error = capfd.readouterr()
@@ -228,7 +238,8 @@ def test_usage_error(capfd, arguments):
     assert error.rstrip("\n").split("\n")[-1].startswith("fake_metadata.py: error: ")
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1:http", "http://127.0.0.1:8000/", "", "a b", "[::1"])
+@pytest.mark.parametrize("address", [
+    "127.0.0.1:99999", "127.0.0.1:http", "http://127.0.0.1:8000/", "", "a b", "[::1"])
 def test_bad_address(capfd, address):
     """An address that is none ends with 1 and one clear line."""
     code, (said, error) = fake_metadata.main([address]), capfd.readouterr()
@@ -258,7 +269,8 @@ def test_version():
 
 def test_good_configuration(tmp_path):
     """--test-config of a good configuration ends with 0 and starts nothing."""
-    (tmp_path / "a.conf").write_text(ONE + "[server]\nbind = 192.0.2.1:80\nlog = %s/made.log\n" % tmp_path)
+    (tmp_path / "a.conf").write_text(
+        ONE + "[server]\nbind = 192.0.2.1:80\nlog = %s/made.log\n" % tmp_path)
 
     code, said, error = run("--test-config", "--config", str(tmp_path / "a.conf"))
 
@@ -274,7 +286,8 @@ def test_bad_configuration(tmp_path):
     for arguments in ["--test-config"], ["127.0.0.1:0"]:
         code, said, error = run("--config=%s" % (tmp_path / "a.conf"), *arguments)
         assert (code, said) == (1, "")
-        assert re.fullmatch(r"fake-metadata: %s/a\.conf: \[instance\] instance-id: [^\n]+\n" % tmp_path, error)
+        assert re.fullmatch(
+            r"fake-metadata: %s/a\.conf: \[instance\] instance-id: [^\n]+\n" % tmp_path, error)
 
 
 def test_environment(serve):
@@ -315,16 +328,18 @@ def test_reload(one):
     assert one.get(INSTANCE_ID)[2] == "i-00000000000000002"
 
 
-@pytest.mark.parametrize("text", ["[instance]\ninstance-id = x\n", TWO + "[faults]\nx = y\n", TWO + "garbage\n",
-                                  TWO + "[metadata]\nplacement = x\n", TWO + "[role two words]\n"],
-                         ids=["value", "fault", "line", "conflict", "role"])
+@pytest.mark.parametrize("text", [
+    "[instance]\ninstance-id = x\n", TWO + "[faults]\nx = y\n", TWO + "garbage\n",
+    TWO + "[metadata]\nplacement = x\n", TWO + "[role two words]\n"],
+    ids=["value", "fault", "line", "conflict", "role"])
 def test_bad_reload(one, text):
     """HUP with a bad configuration changes nothing and says why: file, section, key."""
     before = len(one.log())
 
     one.reload(text)
 
-    assert re.search(r"fake-metadata: not reloaded, [^\n]*: %s: (\[|line)" % one.config_path, one.log()[before:])
+    assert re.search(r"fake-metadata: not reloaded, [^\n]*: %s: (\[|line)" % one.config_path,
+                     one.log()[before:])
     assert one.get(INSTANCE_ID)[2] == "i-00000000000000001"
 
 
@@ -359,7 +374,8 @@ def test_credentials_stay_over_a_reload(one, text):
 
 def test_reload_with_other_credentials(one):
     """A reload that changes the settings of credentials brings new ones at once."""
-    one.reload("[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\nsecret-access-key = x\n")
+    one.reload("[credentials]\nsource = static\n"
+               "access-key-id = AKIAIOSFODNN7EXAMPLE\nsecret-access-key = x\n")
 
     assert json.loads(one.get(CREDENTIALS)[2])["AccessKeyId"] == "AKIAIOSFODNN7EXAMPLE"
 
@@ -453,7 +469,7 @@ def test_log_without_hup(serve):
 
 
 def test_log_that_cannot_be_opened(serve, tmp_path):
-    """A log that cannot be opened stops nobody: it says so, logs to stderr, and tries again at HUP."""
+    """A log that cannot be opened stops nobody: it says so, logs to stderr and retries at HUP."""
     path = tmp_path / "missing" / "server.log"
     service = serve(args=["--log", str(path)])
     assert "cannot open the log %s: No such file" % path in service.stderr()
@@ -472,10 +488,12 @@ def test_log_of_the_configuration(serve, tmp_path):
     process = subprocess.Popen([sys.executable, PROGRAM, "--config", str(tmp_path / "a.conf")],
                                stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: (tmp_path / "a.log").exists() and "listening on" in (tmp_path / "a.log").read_text())
+        wait_for(lambda: ((tmp_path / "a.log").exists()
+                          and "listening on" in (tmp_path / "a.log").read_text()))
         (tmp_path / "a.conf").write_text(logs("b.log"))
         process.send_signal(signal.SIGHUP)
-        assert wait_for(lambda: (tmp_path / "b.log").exists() and "reloaded" in (tmp_path / "b.log").read_text())
+        assert wait_for(lambda: ((tmp_path / "b.log").exists()
+                                 and "reloaded" in (tmp_path / "b.log").read_text()))
     finally:
         process.terminate()
         process.wait()
@@ -492,7 +510,7 @@ def test_one_line_per_generation(serve):
 
 
 def test_no_secret_in_the_log(serve):
-    """No key and no token that is served or asked with is in the log, but for the last four of a key id."""
+    """No key or token that is served or asked with is logged, but the last four of a key id."""
     service = serve(ONE + "[container]\nauthorization-token = Basic c2VjcmV0\n")
     token = service.token()
     served = json.loads(service.get(CREDENTIALS, token)[2])
@@ -502,8 +520,8 @@ def test_no_secret_in_the_log(serve):
     wait_for(lambda: service.log().count("new credentials for BaseIAMRole") == 2)
     service.stop()
 
-    for secret in (served["AccessKeyId"], served["AccessKeyId"][-5:], served["SecretAccessKey"], served["Token"][:40],
-                   token, "c2VjcmV0"):
+    for secret in (served["AccessKeyId"], served["AccessKeyId"][-5:], served["SecretAccessKey"],
+                   served["Token"][:40], token, "c2VjcmV0"):
         assert secret not in service.log()
 
 
@@ -525,11 +543,13 @@ def test_new_credentials_now(serve):
 def test_credentials_file_that_changes(serve, tmp_path):
     """A profile whose file changes is served anew, without a signal."""
     path = tmp_path / "credentials"
-    path.write_text("[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = x\n")
+    path.write_text("[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\n"
+                    "aws_secret_access_key = x\n")
     service = serve("[credentials]\nsource = profile\nfile = %s\n" % path)
     assert "AKIAIOSFODNN7EXAMPLE" in service.get(CREDENTIALS)[2]
 
-    path.write_text("[default]\naws_access_key_id = AKIAI44QH8DHBEXAMPLE\naws_secret_access_key = y\n")
+    path.write_text("[default]\naws_access_key_id = AKIAI44QH8DHBEXAMPLE\n"
+                    "aws_secret_access_key = y\n")
 
     assert wait_for(lambda: "AKIAI44QH8DHBEXAMPLE" in service.get(CREDENTIALS)[2])
 
@@ -547,7 +567,7 @@ def test_credentials_are_there_when_the_port_opens(serve, gate):
 
 
 def test_source_that_hangs_at_the_start(serve, gate):
-    """A source that hangs keeps the port closed for FIRST_FETCH_WAIT, no longer; other paths are served then."""
+    """A source that hangs keeps the port closed for FIRST_FETCH_WAIT; then the rest is served."""
     begun = time.monotonic()
     service = serve("[credentials]\n%s" % gate.settings, within=with_limits(FIRST_FETCH_WAIT=1))
 
@@ -556,11 +576,12 @@ def test_source_that_hangs_at_the_start(serve, gate):
 
 
 def test_request_waits_for_credentials(serve, gate):
-    """A request for credentials that are being fetched waits for them, while others are answered."""
+    """A request for credentials being fetched waits for them, while others are answered."""
     service, answers = serve(ONE), []
     service.reload(ONE + "[role Slow]\n%s" % gate.settings)
     gate.wait_until_begun()
-    waiting = threading.Thread(target=lambda: answers.append(service.get("/v2/credentials/Slow")[0]))
+    waiting = threading.Thread(
+        target=lambda: answers.append(service.get("/v2/credentials/Slow")[0]))
 
     waiting.start()
     assert service.get(INSTANCE_ID)[0] == 200
@@ -626,7 +647,7 @@ def test_bad_reload_before_the_port_opens(serve, gate):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_stop_before_the_port_opens(serve, gate, number):
-    """TERM and INT while the first credentials are fetched end the service and the command at once."""
+    """TERM and INT during the first fetch end the service and the command at once."""
     service = serve("[credentials]\n%s" % gate.settings, wait=False)
     gate.wait_until_begun()
 
@@ -653,7 +674,7 @@ def test_stop(serve, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_stop_with_a_request_in_flight(serve, number):
-    """A request in flight is answered before the service ends, and logged; nobody new is accepted."""
+    """A request in flight is answered and logged before the end; nobody new is accepted."""
     service = serve(SLOW)
     with service.connect() as client, service.connect() as idle:
         client.sendall(SLOW_REQUEST)
@@ -689,7 +710,7 @@ def test_stop_twice(serve):
 
 
 def test_stop_with_a_client_that_says_nothing_more(serve):
-    """A client in the middle of a request that it does not end holds up the end for STOP_SECONDS and a tick at most."""
+    """A client that never ends its request holds up the end for STOP_SECONDS and a tick at most."""
     service = serve(within=with_limits(STOP_SECONDS=0.3))
     with service.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
@@ -755,15 +776,17 @@ def test_ready_after_a_reload_before_the_port_opens(serve, gate, supervisor):
 
 
 @pytest.mark.parametrize("text, bind, number", [
-    ("[instance]\ninstance-id = x\n", "127.0.0.1:0", 22), ("", "192.0.2.1:0", 99), ("", "taken", 98)],
+    ("[instance]\ninstance-id = x\n", "127.0.0.1:0", 22), ("", "192.0.2.1:0", 99),
+    ("", "taken", 98)],
     ids=["configuration", "address", "port"])
 def test_failure_to_start(serve, supervisor, text, bind, number):
     """A failure to start is told as ERRNO, and READY=1 is not."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
-        service = serve(text, bind="127.0.0.1:%d" % taken.getsockname()[1] if bind == "taken" else bind,
-                        env=supervisor.variables, wait=False)
+        service = serve(
+            text, bind="127.0.0.1:%d" % taken.getsockname()[1] if bind == "taken" else bind,
+            env=supervisor.variables, wait=False)
         assert service.process.wait(10) == 1
 
     assert supervisor.next() == "ERRNO=%d" % number
@@ -839,12 +862,14 @@ def test_every_key_is_in_the_readme():
     options = re.findall(r"--[a-z-]+", fake_metadata.make_parser().format_help())
 
     assert keys and options
-    assert [name for name in keys + options if not re.search(r"(?<![\w-])%s(?![\w-])" % name, text)] == []
+    assert [name for name in keys + options
+            if not re.search(r"(?<![\w-])%s(?![\w-])" % name, text)] == []
 
 
 def test_stop_is_bounded_after_a_late_delay(serve):
     """A request that is completed after TERM and then delayed does not hold up the end."""
-    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n", within=with_limits(STOP_SECONDS=0.3))
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n",
+                    within=with_limits(STOP_SECONDS=0.3))
     with service.connect() as connection:
         connection.sendall(b"GET /latest/meta-data/mac HTTP/1.1\r\n")
         wait_for(lambda: open_connections(service) == 1, what="the connection")
@@ -857,11 +882,14 @@ def test_stop_is_bounded_after_a_late_delay(serve):
 
 def test_dump_that_is_stopped_leaves_no_command(tmp_path):
     """--dump ended by INT ends the credential command and shows no traceback."""
-    (tmp_path / "conf").write_text("[credentials]\nsource = process\ncommand = sh -c \"echo $$ > %s; sleep 60\"\n"
-                                   % (tmp_path / "pid"))
+    (tmp_path / "conf").write_text(
+        "[credentials]\nsource = process\ncommand = sh -c \"echo $$ > %s; sleep 60\"\n"
+        % (tmp_path / "pid"))
     dump = subprocess.Popen([sys.executable, PROGRAM, "--dump", "--config", str(tmp_path / "conf")],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), what="the command")
+    pid = wait_for(
+        lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(),
+        what="the command")
 
     dump.send_signal(signal.SIGINT)
 

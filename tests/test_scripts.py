@@ -10,12 +10,13 @@ import pytest
 from service import ROOT
 
 INSTALLED = r"\.|venv|node_modules|cloud-init|build|__pycache__"  # folders, not the project's
-PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d", "logrotate.d"]
+PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d",
+           "logrotate.d"]
 
 
 def run(*command, **options):
-    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, timeout=120, **options)
+    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=120, **options)
 
 
 def scripts(shells):
@@ -46,7 +47,7 @@ def test_dash_reads_it(name):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-# ---- as an ordinary user; root becomes one, in a network of its own, so that a mistake cannot harm this machine
+# ---- as an ordinary user; root becomes one, in a network of its own, to harm nothing here
 
 
 def give_away(folder):
@@ -118,8 +119,9 @@ def test_help(sh, script):
     """--help tells an ordinary user of every option and variable, and exits 0."""
     result = sh(script + " --help")
     assert result.returncode == 0 and result.stderr == ""
-    for word in ["--dry-run", "DESTDIR"] + (["--check", "--no-start", "--force", "APP_DIR", "LOG_DIR", "PORT"]
-                                            if script == "install.sh" else ["--purge"]):
+    for word in ["--dry-run", "DESTDIR"] + (
+            ["--check", "--no-start", "--force", "APP_DIR", "LOG_DIR", "PORT"]
+            if script == "install.sh" else ["--purge"]):
         assert word in result.stdout, word
 
 
@@ -144,7 +146,8 @@ def test_usage_error(sh, word):
 def test_dry_run_with_destdir(sh, folder):
     """--dry-run with DESTDIR prints what it would do, and makes not even the folder."""
     result = sh("install.sh --dry-run", DESTDIR=folder + "/root")
-    assert result.returncode == 0 and folder + "/root/etc/fake-metadata.conf" in result.stdout, result
+    assert (result.returncode == 0
+            and folder + "/root/etc/fake-metadata.conf" in result.stdout), result
     assert not os.path.exists(folder + "/root")
 
 
@@ -153,13 +156,15 @@ def test_destdir(sh, folder):
     result = sh("install.sh", DESTDIR=folder + "/root")
     assert result.returncode == 0, result.stderr
     files = tree(folder + "/root")
-    for name in ("apps/fake-metadata/fake_metadata.py", "apps/fake-metadata/install.sh", "etc/init.d/fake-metadata"):
+    for name in ("apps/fake-metadata/fake_metadata.py", "apps/fake-metadata/install.sh",
+                 "etc/init.d/fake-metadata"):
         assert files[name][0] == "0o100755", name
-    for name in ("etc/fake-metadata.conf", "etc/default/fake-metadata", "etc/network/iptables.rules",
-                 "etc/logrotate.d/fake-metadata"):
+    for name in ("etc/fake-metadata.conf", "etc/default/fake-metadata",
+                 "etc/network/iptables.rules", "etc/logrotate.d/fake-metadata"):
         assert name in files, name
     assert files["apps/fake-metadata/logs"] == "/mnt/logs/fake-metadata"
-    assert not [name for name in contents(files) if folder.encode() in contents(files)[name]], "the folder is in a file"
+    assert not [name for name in contents(files)
+                if folder.encode() in contents(files)[name]], "the folder is in a file"
 
 
 def test_destdir_twice(sh, folder):
@@ -171,7 +176,7 @@ def test_destdir_twice(sh, folder):
 
 
 def test_destdir_leaves_no_trace(sh, folder):
-    """uninstall.sh --purge with DESTDIR takes every file and folder away again, but none that was there."""
+    """uninstall.sh --purge with DESTDIR takes away every file and folder, but none there before."""
     os.makedirs(folder + "/root/etc/network")
     with open(folder + "/root/etc/network/interfaces", "wb") as file:
         file.write(b"iface lo inet loopback\r\n\tmtu 65536")
@@ -185,21 +190,24 @@ def test_destdir_leaves_no_trace(sh, folder):
 
 def test_settings_are_everywhere(sh, folder):
     """With APP_DIR, LOG_DIR and PORT no installed file speaks of the usual ones."""
-    result = sh("install.sh", DESTDIR=folder + "/root", APP_DIR="/opt/imds", LOG_DIR="/srv/log/imds", PORT="8123")
+    result = sh("install.sh", DESTDIR=folder + "/root",
+                APP_DIR="/opt/imds", LOG_DIR="/srv/log/imds", PORT="8123")
     assert result.returncode == 0, result.stderr
     files = tree(folder + "/root")
     assert files["opt/imds/logs"] == "/srv/log/imds"
     assert b"--to-ports 8123" in files["etc/network/iptables.rules"][1]
     assert files["etc/logrotate.d/fake-metadata"][1].count(b"/srv/log/imds") >= 1
     for name, content in contents(files).items():
-        assert name.startswith("opt/") or not re.search(br"/apps/|/mnt/logs|ports 8000", content), name
+        assert (name.startswith("opt/")
+                or not re.search(br"/apps/|/mnt/logs|ports 8000", content)), name
 
 
 @pytest.mark.parametrize("variables", [
-    {"PORT": "0"}, {"PORT": "65536"}, {"PORT": "80a"}, {"PORT": ""}, {"APP_DIR": "here"}, {"APP_DIR": "/with blank"},
-    {"LOG_DIR": "/a/../b"}, {"APP_DIR": "/a|b"}, {"DESTDIR": "relative"}])
+    {"PORT": "0"}, {"PORT": "65536"}, {"PORT": "80a"}, {"PORT": ""}, {"APP_DIR": "here"},
+    {"APP_DIR": "/with blank"}, {"LOG_DIR": "/a/../b"}, {"APP_DIR": "/a|b"},
+    {"DESTDIR": "relative"}])
 def test_bad_settings(sh, folder, variables):
-    """A setting that cannot work is refused with one line that names it, before anything is made."""
+    """A setting that cannot work is refused in one line that names it, before anything is made."""
     result = sh("install.sh", **dict({"DESTDIR": folder + "/root"}, **variables))
     name, value = list(variables.items())[0]
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result

@@ -1,4 +1,4 @@
-"""The service goes on: among slow, many, vanishing, hostile clients, with a log or a source that fails, over clock steps."""
+"""The service goes on: slow, many, vanishing, hostile clients, a bad log or source, clock steps."""
 import contextlib
 import ctypes
 import json
@@ -16,20 +16,23 @@ import time
 import pytest
 
 import fake_metadata
-from service import (CREDENTIALS, LOG_LINE, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines, cpu_seconds,
-                     free_port, open_connections, open_files, receive_all, resident, wait_for, with_limits, WITH_LIMITS)
+from service import (CREDENTIALS, LOG_LINE, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines,
+                     cpu_seconds, free_port, open_connections, open_files, receive_all, resident,
+                     wait_for, with_limits, WITH_LIMITS)
 from wire import PROBE, Wire, get, request
 
 ROOT_USER = os.geteuid() == 0
 LIBC = ctypes.CDLL(None)
 FAKETIME = next((path for path in ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
-                                   "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1") if os.path.exists(path)), None)
+                                   "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1")
+                 if os.path.exists(path)), None)
 needs_root = pytest.mark.skipif(not ROOT_USER, reason="mounting needs root")
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc")
 
 
 def answers_within(service, seconds, count=20):
-    """Tell whether a normal client gets so many answers in a row, each in time; others use this machine: three attempts."""
+    """Tell whether a normal client gets so many answers in a row, each in time."""
+    # In one of three attempts: others use this machine.
     slowest = [max(time_of_answer(service) for _ in range(count))]
     while slowest[-1] > seconds and len(slowest) < 3:
         slowest.append(max(time_of_answer(service) for _ in range(count)))
@@ -78,19 +81,23 @@ DEADLINES = [  # what, bytes sent at once, bytes sent again and again, status, N
     ("headers one by one", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"X: y\r\n", 408),
     ("a request behind a good one", PROBE + b"GET / HTTP/1.1\r\nX:", b"y", 408),
     ("no body", request("PUT /latest/api/token", TTL, "Content-Length: 5"), b"", 408),
-    ("half a body", request("PUT /latest/api/token", TTL, "Content-Length: 999", body=b"x"), b"", 408),
-    ("a body byte by byte", request("PUT /latest/api/token", TTL, "Content-Length: 999"), b"x", 408),
+    ("half a body",
+     request("PUT /latest/api/token", TTL, "Content-Length: 999", body=b"x"), b"", 408),
+    ("a body byte by byte",
+     request("PUT /latest/api/token", TTL, "Content-Length: 999"), b"x", 408),
     ("half a chunk", request("PUT /latest/api/token", TTL, CHUNKED, body=b"5\r\nhe"), b"", 408),
     ("chunk after chunk", request("PUT /latest/api/token", TTL, CHUNKED), b"1\r\nx\r\n", 408),
-    ("trailer after trailer", request("PUT /latest/api/token", TTL, CHUNKED, body=b"0\r\n"), b"X: y\r\n", 408),
-    ("an expectation, then nothing", request("PUT /latest/api/token", TTL, CHUNKED, "Expect: 100-continue"), b"", 408),
+    ("trailer after trailer",
+     request("PUT /latest/api/token", TTL, CHUNKED, body=b"0\r\n"), b"X: y\r\n", 408),
+    ("an expectation, then nothing",
+     request("PUT /latest/api/token", TTL, CHUNKED, "Expect: 100-continue"), b"", 408),
     ("empty lines", b"", b"\r\n", "any"),
     ("half an empty line", b"\r", b"", 408),
 ]
 
 
 def test_deadlines(serve):
-    """A request that is not whole in time gets 408, an idle connection is closed; bytes that trickle in delay neither."""
+    """A request not whole in time gets 408, an idle client is closed; trickling delays neither."""
     service = serve(within=with_limits(REQUEST_SECONDS=1, IDLE_SECONDS=1))
     began = time.monotonic()
     wires = [Wire(service, timeout=6) for _ in DEADLINES]
@@ -122,7 +129,8 @@ def test_deadlines_are_those_of_the_design():
 def test_without_private_modules(serve):
     """Where Python lacks one of the private modules, the public ones do the same."""
     service = serve("[faults]\nslow = /latest/meta-data/mac delay 50ms\n",
-                    within=[sys.executable, "-c", "import sys\nsys.modules['_heapq'] = None\n" + WITH_LIMITS])
+                    within=[sys.executable, "-c",
+                            "import sys\nsys.modules['_heapq'] = None\n" + WITH_LIMITS])
     assert service.get("/latest/meta-data/mac", token=service.token())[0] == 200
     with Wire(service) as wire:
         assert wire.kept()
@@ -133,9 +141,10 @@ def test_without_private_modules(serve):
 
 @needs_proc
 def test_without_epoll(serve):
-    """Where there is no epoll it asks poll: answers, timers, readers that do not read, new clients, the end."""
+    """Without epoll it asks poll: answers, timers, readers that do not read, new clients, stop."""
     service = serve("[faults]\nslow = /latest/meta-data/mac delay 300ms\n",
-                    within=[sys.executable, "-c", "import select\ndel select.epoll\n" + WITH_LIMITS])
+                    within=[sys.executable, "-c",
+                            "import select\ndel select.epoll\n" + WITH_LIMITS])
     with Wire(service) as wire, service.connect() as deaf:
         deaf.settimeout(0.2)
         with contextlib.suppress(socket.timeout):
@@ -143,7 +152,8 @@ def test_without_epoll(serve):
                 deaf.send(get(path=CREDENTIALS) * 100)
         began = time.monotonic()
         wire.send(get(path="/latest/meta-data/mac") + PROBE)
-        assert [wire.answer().status, wire.answer().status] == [200, 200] and 0.3 <= time.monotonic() - began < 1.3
+        assert ([wire.answer().status, wire.answer().status] == [200, 200]
+                and 0.3 <= time.monotonic() - began < 1.3)
         assert answers_within(service, 0.1)
         before = wakeups(service)
         threading.Event().wait(0.3)
@@ -152,7 +162,7 @@ def test_without_epoll(serve):
 
 
 def test_reader_that_does_not_read(serve):
-    """A client that asks on and on and reads nothing is closed after its time, and costs little memory."""
+    """A client that asks on, reading nothing, is closed after its time, and costs little memory."""
     service = serve(within=with_limits(REQUEST_SECONDS=0.5))
     with service.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -162,19 +172,21 @@ def test_reader_that_does_not_read(serve):
             while True:
                 sent += client.send(get(path=CREDENTIALS) * 100)
         assert sent < 20 << 20
-        wait_for(lambda: open_connections(service) == 0, timeout=4, what="the end of the connection")
+        wait_for(lambda: open_connections(service) == 0, timeout=4,
+                 what="the end of the connection")
     assert answers_within(service, 0.1)
 
 
 @needs_proc
 def test_slow_clients(serve):
-    """Beside 500 slow clients a normal one is answered within 100 ms, and the processor is hardly used."""
+    """Beside 500 slow clients a normal one is answered within 100 ms, with hardly any CPU used."""
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1500:
         pytest.skip("needs 1500 open files")
     service = serve()
-    beginnings = ([b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "] * 200  # heads byte by byte
-                  + [request("PUT /latest/api/token", TTL, "Content-Length: 9999")] * 150  # bodies byte by byte
-                  + [get(path=CREDENTIALS) * 300] * 150)  # readers that do not read: 450 kB are waiting for each
+    beginnings = (
+        [b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "] * 200  # heads byte by byte
+        + [request("PUT /latest/api/token", TTL, "Content-Length: 9999")] * 150  # bodies likewise
+        + [get(path=CREDENTIALS) * 300] * 150)  # readers that do not read: 450 kB wait for each
     clients = []
     try:
         for beginning in beginnings:
@@ -200,7 +212,7 @@ def test_slow_clients(serve):
 
 @needs_proc
 def test_pipelines_take_turns(serve):
-    """While clients have tens of thousands of pipelined requests waiting, another is answered before they are all served."""
+    """A client is answered before others' tens of thousands of pipelined requests are served."""
     service = serve()
     with Wire(service) as normal:
         assert normal.kept()
@@ -219,10 +231,11 @@ def test_pipelines_take_turns(serve):
         client.close()
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /", PROBE, PROBE * 500, get(path=CREDENTIALS) * 500, b"bad\r\n\r\n",
-                                  request("PUT /latest/api/token", TTL, "Content-Length: 99")])
+@pytest.mark.parametrize("sent", [
+    b"", b"GET /", PROBE, PROBE * 500, get(path=CREDENTIALS) * 500, b"bad\r\n\r\n",
+    request("PUT /latest/api/token", TTL, "Content-Length: 99")])
 def test_vanishing_clients(service, sent):
-    """Clients that are gone, by a reset or without reading, leave nothing behind, and no word on stderr."""
+    """Clients gone by a reset or without reading leave nothing behind, and no word on stderr."""
     for reset in (True, False) * 10:
         client = service.connect()
         if reset:
@@ -251,7 +264,7 @@ def test_client_that_writes_on_after_a_refusal(serve):
 # ---------------------------------------------------------------- number -----------------------
 
 def test_more_clients_than_files(serve):
-    """Clients beyond the cap get 503 and are closed at once; the others are served on; no spin; room is used again."""
+    """Clients beyond the cap get 503 and are closed, others are served; no spin; room is reused."""
     service = serve(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
     wires = [Wire(service) for _ in range(100)]
     for wire in wires:
@@ -268,9 +281,10 @@ def test_more_clients_than_files(serve):
     check_lines(service.log())
 
 
-@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1024, reason="few open files allowed")
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1024,
+                    reason="few open files allowed")
 def test_low_soft_limit_of_open_files_is_raised(serve):
-    """Started with few open files allowed, most of them inherited and in use, it takes as many as the hard limit allows."""
+    """A low limit of open files, mostly in use by inherited ones, is raised to the hard limit."""
     started_with_few = """
 import os, resource, sys
 for _ in range(45):
@@ -286,12 +300,13 @@ os.execv(sys.argv[1], sys.argv[1:])
 @needs_proc
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs prlimit")
 def test_limit_of_open_files_reached_behind_our_back(serve):
-    """Where not even a connection can be accepted the service waits without a spin, and serves again when it can."""
+    """Where no connection can be accepted it waits without a spin, and serves again when it can."""
     service = serve()
     with Wire(service) as wire:
         assert wire.kept()
         former = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (open_files(service), former[1]))
+        resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE,
+                         (open_files(service), former[1]))
         waiting = [Wire(service) for _ in range(5)]
         assert wire.kept() and idle_within(service, 0.5, share=0.2)
         service.signal(signal.SIGHUP)  # the log cannot be opened anew: it goes on where it was
@@ -340,15 +355,16 @@ def test_tokens_cost_no_memory(serve):
 # ---------------------------------------------------------------- start and end ----------------
 
 def test_start_asks_no_resolver(serve):
-    """It starts and answers without the name of the machine, which takes 10 s where no resolver can be reached."""
-    no_resolver = "import socket\nsocket.getfqdn = socket.gethostbyaddr = socket.gethostbyname = socket.getaddrinfo = None\n"
+    """It starts and answers without the machine's name, which takes 10 s without a resolver."""
+    no_resolver = ("import socket\nsocket.getfqdn = socket.gethostbyaddr = "
+                   "socket.gethostbyname = socket.getaddrinfo = None\n")
     service = serve(within=[sys.executable, "-c", no_resolver + WITH_LIMITS])
     assert service.get("/latest/")[0] == 200 and "None" not in service.log()
 
 
 @needs_proc
 def test_closed_standard_files(serve):
-    """Started with stdin, stdout and stderr closed it does not take one of its own sockets for them."""
+    """Started with stdin, stdout and stderr closed it takes none of its own sockets for them."""
     closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
     service = serve(within=closed)
     for number in range(3):
@@ -360,36 +376,41 @@ def test_listens_on_the_loopback_address_only(service):
     """Unless told otherwise nothing listens where a neighbour on the LAN could reach it."""
     listening = "%04X 00000000:0000 0A" % service.port
     with open("/proc/net/tcp") as four, open("/proc/net/tcp6") as six:
-        assert [line.split()[1] for line in list(four) + list(six) if listening in line] == ["0100007F:%04X" % service.port]
+        assert [line.split()[1] for line in list(four) + list(six)
+                if listening in line] == ["0100007F:%04X" % service.port]
 
 
 def test_term_finishes_what_is_in_flight(serve):
-    """After TERM a request that has begun is answered, idle clients are closed, nobody new is served, the exit is 0."""
+    """After TERM begun requests are answered, idle clients closed, new ones not served; exit 0."""
     service = serve(within=with_limits(STOP_SECONDS=0.3))
     with Wire(service) as begun, Wire(service) as idle, Wire(service) as slow:
         assert idle.kept() and begun.kept()
         begun.send(PROBE[:30])
         slow.send(b"GET / HT")
         wait_for(lambda: open_connections(service) == 3)
-        for number in signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+        for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM,
+                       signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             service.signal(number)
         assert idle.closed()
         begun.send(PROBE[30:])
         answer = begun.answer()
-        assert answer.status == 200 and dict(answer.headers)["Connection"] == "close" and begun.closed()
+        assert (answer.status == 200 and dict(answer.headers)["Connection"] == "close"
+                and begun.closed())
         refused = slow.answer()
         assert refused is None or refused.status == 408
         slow.socket.close()
         assert service.stop() == 0
-    assert check_lines(service.log())[-1].endswith("fake-metadata: stopped") and service.stderr() == ""
+    assert (check_lines(service.log())[-1].endswith("fake-metadata: stopped")
+            and service.stderr() == "")
 
 
 # ---------------------------------------------------------------- log --------------------------
 
 NASTY_TO_LOG = [
-    get("User-Agent: \x80\xff\"\\"), get(path="/%0d%0a2026-01-01T00:00:00Z%20127.0.0.1"), b"\x1b[31m\x07\r\n\r\n",
-    get("User-Agent: " + "a" * 15000), get(path="/" + "\"" * 8000), b"\0\xff" * 5000 + b"\r\n\r\n", b"\n" * 100,
-    b"x\nfake\n" * 1000, get(path="/" + "x" * 8191, host="127.0.0.1" + "x" * 7000), b"GET /\rX: y\r\n\r\n",
+    get("User-Agent: \x80\xff\"\\"), get(path="/%0d%0a2026-01-01T00:00:00Z%20127.0.0.1"),
+    b"\x1b[31m\x07\r\n\r\n", get("User-Agent: " + "a" * 15000), get(path="/" + "\"" * 8000),
+    b"\0\xff" * 5000 + b"\r\n\r\n", b"\n" * 100, b"x\nfake\n" * 1000,
+    get(path="/" + "x" * 8191, host="127.0.0.1" + "x" * 7000), b"GET /\rX: y\r\n\r\n",
     b"GET /" + b"\\" * 16000, b"\x85\x0b\x0c\x1c\xe2\x80\xa8\r\n\r\n", get(path="/\x7f"),
     get("Content-Length: " + "9" * 9000)]
 
@@ -409,7 +430,7 @@ def test_one_request_one_line(serve):
 
 @needs_proc
 def test_storm_of_hup_under_load(serve):
-    """While the log is rotated a hundred times under load no line is lost, split or doubled, and no file leaks."""
+    """A hundred rotations of the log under load lose, split or double no line, and leak no file."""
     service = serve()
     before = open_files(service)
     done, counts = threading.Event(), []
@@ -418,7 +439,8 @@ def test_storm_of_hup_under_load(serve):
         with Wire(service) as wire:
             count = 0
             while not done.is_set():
-                wire.send(b"".join(get(path="/%s/%d" % (client, n)) for n in range(count, count + 5)))
+                wire.send(b"".join(get(path="/%s/%d" % (client, n))
+                                   for n in range(count, count + 5)))
                 for _ in range(5):
                     assert wire.answer().status == 404
                 count += 5
@@ -445,7 +467,8 @@ def test_storm_of_hup_under_load(serve):
     lines = check_lines(text)
     assert len(counts) == 2
     for client, count in counts:
-        seen = [int(number) for number in re.findall(r'"GET /%s/(\d+) HTTP' % client, "\n".join(lines))]
+        seen = [int(number) for number in
+                re.findall(r'"GET /%s/(\d+) HTTP' % client, "\n".join(lines))]
         assert sorted(seen) == list(range(count))
 
 
@@ -482,7 +505,8 @@ def small_disk(serve, tmp_path):
     """A service whose log is on a disk of 64 KiB, and that disk as seen from here."""
     port, disk = free_port(), tmp_path / "disk"
     disk.mkdir()
-    mount = 'mount -t tmpfs -o size=64k none "$0" && head -c 16384 /dev/zero >"$0/other" && exec "$@"'
+    mount = ('mount -t tmpfs -o size=64k none "$0" && '
+             'head -c 16384 /dev/zero >"$0/other" && exec "$@"')
     service = serve(args=("--log", str(disk / "log")), bind="127.0.0.1:%d" % port, wait=False,
                     within=("unshare", "--mount", "sh", "-c", mount, str(disk)))
     service.port = port
@@ -509,7 +533,7 @@ def numbers_and_losses(text):
 @needs_root
 @needs_proc
 def test_disk_that_becomes_full(small_disk):
-    """A disk that is full for a while splits no line; how many were lost is said when there is room."""
+    """A disk full for a while splits no line; how many were lost is said when there is room."""
     service, disk = small_disk
     ask_for_numbers(service, 1500)
     assert os.stat(disk + "log").st_size == 49152
@@ -532,7 +556,8 @@ def test_full_disk_and_rotation(small_disk):
     first = _text(disk + "log")
     os.remove(disk + "log")
     service.signal(signal.SIGHUP)
-    wait_for(lambda: os.path.exists(disk + "log") and "were lost" in _text(disk + "log"), what="the new log")
+    wait_for(lambda: os.path.exists(disk + "log") and "were lost" in _text(disk + "log"),
+             what="the new log")
 
     check_lines(first.rpartition("\n")[0] + "\n")
     check_lines(_text(disk + "log"))
@@ -546,7 +571,7 @@ def _text(path):
 
 
 def test_log_folder_gone(serve, tmp_path):
-    """Without its folder the log cannot be opened: it says so, serves on, and is there again after the next HUP."""
+    """Without the log's folder it says so and serves on, and logs again after the next HUP."""
     folder = tmp_path / "logs"
     folder.mkdir()
     service = start_with_log(serve, folder / "log")
@@ -556,7 +581,8 @@ def test_log_folder_gone(serve, tmp_path):
     assert answers_within(service, 0.1)
     folder.mkdir()
     service.signal(signal.SIGHUP)
-    wait_for(lambda: (folder / "log").exists() and "reloaded" in (folder / "log").read_text(), what="the log")
+    wait_for(lambda: (folder / "log").exists() and "reloaded" in (folder / "log").read_text(),
+             what="the log")
     check_lines((folder / "log").read_text())
 
 
@@ -581,8 +607,9 @@ def test_log_goes_to_a_pipe_that_is_closed(tmp_path):
     port = free_port()
     service = Service.__new__(Service)
     service.host, service.port = "127.0.0.1", port
-    service.process = subprocess.Popen([sys.executable, PROGRAM, "127.0.0.1:%d" % port], stdin=subprocess.DEVNULL,
-                                       stderr=subprocess.PIPE, cwd=str(tmp_path))
+    service.process = subprocess.Popen([sys.executable, PROGRAM, "127.0.0.1:%d" % port],
+                                       stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                       cwd=str(tmp_path))
     try:
         wait_for(lambda: accepts(port), what="the service")
         assert answers_within(service, 0.1, count=1000)  # more than a pipe takes
@@ -611,23 +638,27 @@ def test_log_goes_to_a_fifo(serve, tmp_path):
 # ---------------------------------------------------------------- secrets ----------------------
 
 def test_secrets_stay_secret(serve, tmp_path):
-    """No key, secret or token that was handed out is in log, stderr, process list or the body of an error."""
+    """No key, secret or token handed out is in log, stderr, process list or an error's body."""
     file = tmp_path / "credentials"
     write_profile(file, 1)
     noisy = tmp_path / "noisy"
-    noisy.write_text("echo using AKIAQUIETABOUTTHIS12 kept/Quiet+About/This/One0123456789abcdef >&2; exit 3\n")
+    noisy.write_text("echo using AKIAQUIETABOUTTHIS12 "
+                     "kept/Quiet+About/This/One0123456789abcdef >&2; exit 3\n")
     config = SECRETS_CONFIG.format(file=file, noisy=noisy)
     service = serve(config)
     secrets, errors = set(), ""
     for role in "BaseIAMRole", "Static", "File", "Noisy":
         for _ in range(2):
-            found = json.loads(service.get("/v2/credentials/" + role, Authorization="Basic authorization-secret")[2])
-            secrets |= {found[key] for key in ("AccessKeyId", "SecretAccessKey", "Token") if found.get(key)}
+            found = json.loads(service.get("/v2/credentials/" + role,
+                                           Authorization="Basic authorization-secret")[2])
+            secrets |= {found[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")
+                        if found.get(key)}
             service.signal(signal.SIGUSR1)
     document = json.loads(service.get(CREDENTIALS)[2])
     token = service.token()
     secrets |= {document[key] for key in ("AccessKeyId", "SecretAccessKey", "Token")}
-    secrets |= {token, "authorization-secret", "AKIAQUIETABOUTTHIS12", "kept/Quiet+About/This/One0123456789abcdef"}
+    secrets |= {token, "authorization-secret", "AKIAQUIETABOUTTHIS12",
+                "kept/Quiet+About/This/One0123456789abcdef"}
     assert len(secrets) >= 12
     for sent in hostile_requests_with(token):
         with Wire(service) as wire:
@@ -637,14 +668,16 @@ def test_secrets_stay_secret(serve, tmp_path):
     file.write_text("[default]\naws_access_key_id = AKIAQUIETABOUTTHIS12\naws_secret_acc")
     wait_for(lambda: "no new credentials for File" in service.log(), what="the file seen")
     service.reload()
-    service.reload(config + "[credentials]\nsecret-access-key = kept/Quiet+About/This/One0123456789abcdef\n")
+    service.reload(
+        config + "[credentials]\nsecret-access-key = kept/Quiet+About/This/One0123456789abcdef\n")
     service.reload(config.replace("secret-access-key = s", "secret-access-key = s "))
     with open("/proc/%d/cmdline" % service.process.pid) as file:
         errors += file.read()
     assert service.stop() == 0
     seen = service.log() + service.stderr() + errors
     assert "Noisy" in service.log() and "(token)" in service.log()
-    assert [line[:300] for line in seen.split("\n") for secret in secrets if secret[:12] in line] == []
+    assert [line[:300] for line in seen.split("\n")
+            for secret in secrets if secret[:12] in line] == []
 
 
 SECRETS_CONFIG = """
@@ -668,13 +701,16 @@ def hostile_requests_with(token):
     """Return requests that carry a token where it should be, and where it should not."""
     header = "%s: %s" % (TOKEN_HEADER, token)
     return [
-        get(header), get(header, path="/nothing"), get(header, "bad line"), get(TOKEN_HEADER + " : " + token),
-        get(path="/latest/meta-data/" + token), get(path="/?token=" + token), get("User-Agent: " + token),
-        get("User-Agent: x%sx" % token), get("Referer: " + token), get(host=token), get("Expect: " + token),
-        request(token + " /"), request("GET " + token), request("GET / " + token), token.encode(), (token + "\r\n").encode(),
-        (header + "\r\n\r\n").encode(), request("PUT /latest/api/token", TTL_HEADER + ": " + token),
-        request("POST /", header, "Content-Length: 56", body=token.encode()), get("Transfer-Encoding: " + token),
-        get("Content-Length: " + token), get(path="http://%s/" % token), get(path="/" + "%41" + token[1:]),
+        get(header), get(header, path="/nothing"), get(header, "bad line"),
+        get(TOKEN_HEADER + " : " + token), get(path="/latest/meta-data/" + token),
+        get(path="/?token=" + token), get("User-Agent: " + token), get("User-Agent: x%sx" % token),
+        get("Referer: " + token), get(host=token), get("Expect: " + token),
+        request(token + " /"), request("GET " + token), request("GET / " + token),
+        token.encode(), (token + "\r\n").encode(), (header + "\r\n\r\n").encode(),
+        request("PUT /latest/api/token", TTL_HEADER + ": " + token),
+        request("POST /", header, "Content-Length: 56", body=token.encode()),
+        get("Transfer-Encoding: " + token), get("Content-Length: " + token),
+        get(path="http://%s/" % token), get(path="/" + "%41" + token[1:]),
         get(path="/" + "x" * (8192 - 40) + token),
         get("Authorization: Basic authorization-secret", path="/v2/credentials/x"),
         get("Authorization: " + token, path="/v2/credentials/Static")]
@@ -683,7 +719,7 @@ def hostile_requests_with(token):
 # ---------------------------------------------------------------- sources of credentials -------
 
 def write_profile(path, generation, expires=""):
-    """Write a whole credentials file at once, as tools do; key, secret and token tell their generation."""
+    """Write a whole credentials file at once, as tools do; all its values tell the generation."""
     new = str(path) + ".new"
     with open(new, "w") as file:
         file.write(profile_text(generation) + expires)
@@ -692,12 +728,13 @@ def write_profile(path, generation, expires=""):
 
 
 def profile_text(generation):
-    return ("[default]\naws_access_key_id = ASIAGENERATION%06d\naws_secret_access_key = secret-of-generation-%06d\n"
+    return ("[default]\naws_access_key_id = ASIAGENERATION%06d\n"
+            "aws_secret_access_key = secret-of-generation-%06d\n"
             "aws_session_token = token-of-generation-%06d\n" % (generation, generation, generation))
 
 
 def generation_of(document):
-    """Return the generation of a document of credentials, which is whole; None where there are none."""
+    """Return the generation of a document of credentials, which is whole; None if it has none."""
     found = json.loads(document)
     if found["Code"] != "Success":
         assert set(found) == {"Code", "Message", "LastUpdated"}
@@ -709,23 +746,24 @@ def generation_of(document):
 
 
 def now_utc():
-    """Return the time of the clock that the service reads; gmtime() alone takes a coarser one, some ms behind."""
+    """Return the time of the service's clock; gmtime() alone takes one that is some ms behind."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time()))
 
 
 def as_anybody():
-    """Give up what lets root read any file: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH (PR_CAPBSET_DROP of prctl(2))."""
+    """Give up what lets root read any file: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH."""
     if ROOT_USER:
         for capability in 1, 2:
-            LIBC.prctl(24, capability)
+            LIBC.prctl(24, capability)  # PR_CAPBSET_DROP
 
 
 class Asking(threading.Thread):
-    """A client that asks for the credentials all the time and checks each document; `seen` are their generations."""
+    """A client that keeps asking for credentials and checks them; `seen` are their generations."""
 
     def __init__(self, service):
         super().__init__()
-        self.service, self.seen, self.slowest, self.trouble, self._done = service, [], 0, None, threading.Event()
+        self.service, self.seen, self.slowest, self.trouble, self._done = (
+            service, [], 0, None, threading.Event())
         self.start()
 
     def run(self):
@@ -750,17 +788,19 @@ class Asking(threading.Thread):
 
 
 def test_credentials_file_while_clients_ask(serve, tmp_path):
-    """Replaced, half-written, emptied, deleted, unreadable, a folder: clients get whole credentials, good ones, quickly."""
+    """Replaced, cut, emptied, gone, unreadable, a folder: clients quickly get good credentials."""
     path = str(tmp_path / "credentials")
     write_profile(path, 1)
     service = serve("[credentials]\nsource = profile\nfile = %s\n" % path, preexec_fn=as_anybody)
     asking = Asking(service)
 
     def until(generation):
-        wait_for(lambda: asking.trouble or asking.seen[-1:] == [generation], what="generation %d" % generation)
+        wait_for(lambda: asking.trouble or asking.seen[-1:] == [generation],
+                 what="generation %d" % generation)
 
     def until_refused(count):
-        wait_for(lambda: service.log().count("no new credentials") > count, what="a word about the file")
+        wait_for(lambda: service.log().count("no new credentials") > count,
+                 what="a word about the file")
 
     until(1)
     write_profile(path, 2)
@@ -805,7 +845,8 @@ def test_credentials_file_that_others_can_read(serve, tmp_path):
 def process_document(generation, expires="2037-01-01T00:00:00Z"):
     return json.dumps({"Version": 1, "AccessKeyId": "ASIAGENERATION%06d" % generation,
                        "SecretAccessKey": "secret-of-generation-%06d" % generation,
-                       "SessionToken": "token-of-generation-%06d" % generation, "Expiration": expires})
+                       "SessionToken": "token-of-generation-%06d" % generation,
+                       "Expiration": expires})
 
 
 HANGS = "echo $$ >>pids; (sleep 1000 & echo $! >>pids; wait) & echo $! >>pids; sleep 1000"
@@ -818,8 +859,10 @@ COMMANDS = [  # what the command does, what the log says of it
     ("echo '[]'", "Version"),
     ("echo '{\"Version\": 2}'", "Version"),
     ("echo '" + process_document(9).replace('"Version": 1', '"Version": "1"') + "'", "Version"),
-    ("echo '" + process_document(9).replace("secret-of-generation-000009", "") + "'", "secret access key"),
-    ("echo '" + process_document(9).replace('"secret-of-generation-000009"', "5") + "'", "secret access key"),
+    ("echo '" + process_document(9).replace("secret-of-generation-000009", "") + "'",
+     "secret access key"),
+    ("echo '" + process_document(9).replace('"secret-of-generation-000009"', "5") + "'",
+     "secret access key"),
     ("echo '" + process_document(9).replace("ASIAGENERATION000009", "") + "'", "access key id"),
     ("echo '" + process_document(9, "2001-01-01T00:00:00Z") + "'", "expired"),
     ("echo '" + process_document(9, "tomorrow") + "'", "expiration"),
@@ -832,7 +875,7 @@ COMMANDS = [  # what the command does, what the log says of it
 
 
 def test_credential_command_that_misbehaves(serve, tmp_path):
-    """A command that hangs, floods, forks, dies or babbles yields nothing, disturbs nobody and leaves nothing running."""
+    """A command that hangs, floods, forks, dies or babbles yields, disturbs and leaves nothing."""
     script = tmp_path / "command.sh"
     script.write_text("echo '%s'" % process_document(1))
     service = serve("[credentials]\nsource = process\ncommand = sh %s\ntimeout = 300ms\n" % script)
@@ -843,12 +886,14 @@ def test_credential_command_that_misbehaves(serve, tmp_path):
         before = len(service.log())
         script.write_text("cd %s\n%s\n" % (tmp_path, command))
         service.signal(signal.SIGUSR1)
-        wait_for(lambda: "no new credentials for BaseIAMRole" in service.log()[before:], what=complaint)
+        wait_for(lambda: "no new credentials for BaseIAMRole" in service.log()[before:],
+                 what=complaint)
         assert complaint in service.log()[before:], command
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 3
     for pid in pids:
-        wait_for(lambda: not os.path.exists("/proc/%s/cmdline" % pid) or not open("/proc/%s/cmdline" % pid).read(),
+        wait_for(lambda: (not os.path.exists("/proc/%s/cmdline" % pid)
+                          or not open("/proc/%s/cmdline" % pid).read()),
                  what="the end of process " + pid)
     script.write_text("sleep 1000 & echo '%s'" % process_document(2))  # a grandchild holds the pipe
     service.signal(signal.SIGUSR1)
@@ -866,11 +911,13 @@ def children_of(service):
 
 
 def test_credential_command_has_little_to_go_by(serve, tmp_path):
-    """The command gets a minimal environment: no secret of ours, and not the way back to this service."""
+    """The command gets a minimal environment: no secret of ours, no way back to this service."""
     script, seen = tmp_path / "command.sh", tmp_path / "seen"
-    script.write_text("env >%s; ls -l /proc/$$/fd >>%s; echo '%s'" % (seen, seen, process_document(1)))
+    script.write_text("env >%s; ls -l /proc/$$/fd >>%s; echo '%s'" % (
+        seen, seen, process_document(1)))
     service = serve("[credentials]\nsource = process\ncommand = sh %s\n" % script,
-                    env={"DATABASE_PASSWORD": "hunter2", "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1/"})
+                    env={"DATABASE_PASSWORD": "hunter2",
+                         "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1/"})
     assert generation_of(service.get(CREDENTIALS)[2]) == 1
     text = seen.read_text()
     assert "PATH=" in text and "hunter2" not in text and "SERVICE_ENDPOINT" not in text
@@ -878,14 +925,16 @@ def test_credential_command_has_little_to_go_by(serve, tmp_path):
 
 
 def test_one_command_at_a_time(serve, tmp_path):
-    """However often new credentials are asked for, one command runs at a time, and one more after the last request."""
+    """However often it is asked to renew, one command runs at a time, and one more at the end."""
     script, runs = tmp_path / "command.sh", tmp_path / "runs"
-    script.write_text("echo begin >>%s; sleep 0.2; echo end >>%s; echo '%s'" % (runs, runs, process_document(1)))
+    script.write_text("echo begin >>%s; sleep 0.2; echo end >>%s; echo '%s'" % (
+        runs, runs, process_document(1)))
     service = serve("[credentials]\nsource = process\ncommand = sh %s\n" % script)
     for _ in range(30):
         service.signal(signal.SIGUSR1)
         service.get("/latest/")
-    wait_for(lambda: runs.read_text().count("end") >= 2 and runs.read_text().endswith("end\n"), what="the last run")
+    wait_for(lambda: runs.read_text().count("end") >= 2 and runs.read_text().endswith("end\n"),
+             what="the last run")
     assert answers_within(service, 0.1)
     assert "begin\nbegin" not in runs.read_text() and runs.read_text().count("begin") <= 4
 
@@ -919,11 +968,12 @@ def settings(**changes):
 DAY, HOUR = 86400, 3600
 
 
-@pytest.mark.parametrize("steps", [[DAY], [-DAY], [HOUR], [-HOUR], [DAY, -DAY], [-DAY, DAY], [-HOUR, HOUR, HOUR],
-                                   [7 * HOUR, -7 * HOUR] * 5])
+@pytest.mark.parametrize("steps", [
+    [DAY], [-DAY], [HOUR], [-HOUR], [DAY, -DAY], [-DAY, DAY], [-HOUR, HOUR, HOUR],
+    [7 * HOUR, -7 * HOUR] * 5])
 @pytest.mark.parametrize("lifetime", [5, 600, 6 * HOUR])
 def test_clock_steps_and_the_rotation(steps, lifetime):
-    """At once after a step of the clock the credentials are made before now and expire after, none too late."""
+    """Right after a clock step credentials are made before now and expire after, none too late."""
     wall, monotonic = [1.8e9], [1000.0]
     credentials = fake_metadata.RefreshableCredentials(
         "Role", settings(lifetime=lifetime), lambda cancelled: fake_metadata.Keys("A" * 20, "s"),
@@ -931,7 +981,8 @@ def test_clock_steps_and_the_rotation(steps, lifetime):
     for step in [0] + steps:
         for second in range(30):
             good = credentials.current()
-            assert good and good.last_updated - 1 <= wall[0] < good.expiration <= wall[0] + lifetime + 1
+            assert good and (
+                good.last_updated - 1 <= wall[0] < good.expiration <= wall[0] + lifetime + 1)
             wall[0], monotonic[0] = wall[0] + 1, monotonic[0] + 1
             credentials.refresh_if_needed()
         wall[0] += step
@@ -951,11 +1002,12 @@ def test_two_steps_of_the_clock_in_one_second():
 
 @pytest.mark.skipif(not FAKETIME, reason="needs libfaketime")
 def test_clock_steps_of_the_whole_service(serve, tmp_path):
-    """When the wall clock of the machine steps, tokens stay good and credentials are right with the next request."""
+    """When the wall clock steps, tokens stay good and the next request gets right credentials."""
     offset = tmp_path / "offset"
     offset.write_text("+0s")
-    service = serve(env={"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1",
-                         "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+    service = serve(env={"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(offset),
+                         "FAKETIME_NO_CACHE": "1", "DONT_FAKE_MONOTONIC": "1",
+                         "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
     token = service.token()
     for step in "+0s", "+1d", "-1d", "+1h", "-1h", "+1d":
         offset.write_text(step)
@@ -965,7 +1017,9 @@ def test_clock_steps_of_the_whole_service(serve, tmp_path):
             assert status == 200 and int(headers[TTL_HEADER]) > 21500
             document, now = json.loads(body), time.time() + seconds
             assert document["Code"] == "Success"
-            assert now - 7 * HOUR < fake_metadata.timestamp(document["LastUpdated"]) <= now + 1, step
+            assert (now - 7 * HOUR < fake_metadata.timestamp(document["LastUpdated"])
+                    <= now + 1), step
         if path == CREDENTIALS:
             assert now < fake_metadata.timestamp(document["Expiration"]) <= now + 6 * HOUR + 1
-        assert service.get(CREDENTIALS)[1]["Date"][:16] == time.strftime("%a, %d %b %Y", time.gmtime(now))
+        assert service.get(CREDENTIALS)[1]["Date"][:16] == time.strftime(
+            "%a, %d %b %Y", time.gmtime(now))

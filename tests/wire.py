@@ -1,16 +1,17 @@
-"""Talk HTTP byte by byte: what was sent stays as it is, what came back is checked and taken apart."""
+"""Talk HTTP byte by byte: send bytes as they are, check what comes back and take it apart."""
 import collections
 import json
 import re
 import socket
 
-Answer = collections.namedtuple("Answer", "status headers body")  # headers: [(name, value)] in their order
+# headers: [(name, value)] in their order
+Answer = collections.namedtuple("Answer", "status headers body")
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Z][A-Za-z' -]+\r\n")
 PROBE = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def request(line, *headers, body=b"", host="127.0.0.1"):
-    """Return the bytes of a request: a request line (HTTP/1.1 unless it says), a Host unless None, header lines."""
+    """Return the bytes of a request: line (HTTP/1.1 unless it says), Host unless None, headers."""
     line += "" if " HTTP/" in line else " HTTP/1.1"
     lines = [line] + (["Host: " + host] if host is not None else []) + list(headers)
     return "\r\n".join(lines + ["", ""]).encode("latin-1") + body
@@ -30,7 +31,7 @@ class Wire:
         self._received = b""
 
     def send(self, data, piece=None):
-        """Send bytes, at once or in pieces; a service that closes before the end has heard enough."""
+        """Send bytes, at once or in pieces; a service that closes early has heard enough."""
         try:
             for at in range(0, len(data), piece or len(data) or 1):
                 self.socket.sendall(data[at:at + (piece or len(data))])
@@ -38,7 +39,7 @@ class Wire:
             pass
 
     def answer(self, head_only=False):
-        """Return the next answer, None if the other side closed instead; interim ones (1xx) are passed over."""
+        """Return the next answer, past interim ones (1xx), or None if the other side closed."""
         while True:
             answer = self.any_answer(head_only)
             if not answer or answer.status >= 200:
@@ -60,7 +61,8 @@ class Wire:
         length = int(dict(headers)["Content-Length"])
         while not head_only and len(self._received) < length:
             assert self._receive(), "closed inside a body"
-        body, self._received = (b"", self._received) if head_only else (self._received[:length], self._received[length:])
+        body, self._received = (b"", self._received) if head_only else (
+            self._received[:length], self._received[length:])
         return checked(Answer(status, headers, body), head_only)
 
     def closed(self):
@@ -72,7 +74,8 @@ class Wire:
         assert not self._received, self._received
         self.send(PROBE)
         answer = self.answer()
-        return bool(answer) and answer.status == 200 and answer.body.startswith(b"i-") and not self._received
+        return (bool(answer) and answer.status == 200 and answer.body.startswith(b"i-")
+                and not self._received)
 
     def _receive(self):
         try:
@@ -90,7 +93,7 @@ class Wire:
 
 
 def checked(answer, head_only=False):
-    """Return an answer that is as all answers must be: no 500, no HTML, no CORS, the server's name, an error in JSON."""
+    """Return an answer, checked: no 500, no HTML, no CORS, the server's name, an error in JSON."""
     names = [name for name, _ in answer.headers]
     fields = dict(answer.headers)
     assert answer.status != 500 and len(set(names)) == len(names), answer

@@ -1,4 +1,4 @@
-"""Print the credentials and the region that boto3 finds by itself; again after each line on standard input."""
+"""Print credentials and region that boto3 finds by itself; again after each line of stdin."""
 import json
 import sys
 
@@ -10,8 +10,9 @@ from botocore.utils import IMDSRegionProvider
 def show(keys, region):
     """Print one line of JSON."""
     frozen = keys.get_frozen_credentials()
-    print(json.dumps({"AccessKeyId": frozen.access_key, "SecretAccessKey": frozen.secret_key, "Token": frozen.token,
-                      "Method": keys.method, "Region": region}), flush=True)
+    print(json.dumps({
+        "AccessKeyId": frozen.access_key, "SecretAccessKey": frozen.secret_key,
+        "Token": frozen.token, "Method": keys.method, "Region": region}), flush=True)
 
 
 print(boto3.__version__, file=sys.stderr)

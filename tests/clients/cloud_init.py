@@ -1,6 +1,7 @@
 """Crawl an instance metadata service with cloud-init's EC2 datasource; print what it found.
 
-Arguments: the metadata URL, a folder to work in, and the folder of the cloudinit module where it is not installed.
+Arguments: the metadata URL, a folder to work in, and the folder of the cloudinit module where it is
+not installed.
 """
 import json
 import sys
@@ -16,5 +17,7 @@ paths = helpers.Paths({"cloud_dir": folder, "run_dir": folder})
 settings = {"datasource": {"Ec2": {"metadata_urls": [url], "max_wait": 5, "timeout": 5}}}
 source = DataSourceEc2(settings, distros.fetch("debian")("debian", {}, paths), paths)
 found = source.get_data()
-print(json.dumps({"found": found, "cloud": source.cloud_name, "instance-id": found and source.get_instance_id(),
-                  "user-data": found and (source.get_userdata_raw() or b"").decode(), "meta-data": source.metadata}))
+print(json.dumps({
+    "found": found, "cloud": source.cloud_name, "instance-id": found and source.get_instance_id(),
+    "user-data": found and (source.get_userdata_raw() or b"").decode(),
+    "meta-data": source.metadata}))

@@ -1,9 +1,10 @@
-"""Be an S3 with one empty bucket; print the port, then the keys that each request was signed with."""
+"""Be an S3 with one empty bucket; print the port, then the keys that signed each request."""
 import http.server
 import json
 import re
 
-EMPTY = b'<?xml version="1.0"?><ListBucketResult><Name>bucket</Name><IsTruncated>false</IsTruncated></ListBucketResult>'
+EMPTY = (b'<?xml version="1.0"?><ListBucketResult><Name>bucket</Name>'
+         b'<IsTruncated>false</IsTruncated></ListBucketResult>')
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
@@ -11,8 +12,8 @@ class Bucket(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         key = re.search(r"Credential=(\w+)/", self.headers.get("Authorization", ""))
-        print(json.dumps({"AccessKeyId": key and key.group(1), "Token": self.headers.get("X-Amz-Security-Token")}),
-              flush=True)
+        print(json.dumps({"AccessKeyId": key and key.group(1),
+                          "Token": self.headers.get("X-Amz-Security-Token")}), flush=True)
         self.send_response(200)
         self.send_header("Content-Length", str(len(EMPTY)))
         self.end_headers()

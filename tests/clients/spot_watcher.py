@@ -1,4 +1,4 @@
-"""Watch for a spot interruption as aws-node-termination-handler does; print the notice, or what came instead.
+"""Watch for a spot interruption like aws-node-termination-handler; print it, or what came instead.
 
 Arguments: the metadata URL, and for how many seconds to watch.
 """
@@ -14,8 +14,9 @@ TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 
 def ask(path, method="GET", **headers):
     """Return (status, headers, text) of a request."""
-    request = urllib.request.Request(sys.argv[1] + path, method=method,
-                                     headers={name.replace("_", "-"): value for name, value in headers.items()})
+    request = urllib.request.Request(
+        sys.argv[1] + path, method=method,
+        headers={name.replace("_", "-"): value for name, value in headers.items()})
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
             return answer.status, answer.headers, answer.read().decode()
@@ -25,17 +26,19 @@ def ask(path, method="GET", **headers):
 
 def new_token():
     """Return a session token; without the TTL in the answer the handler falls back to IMDSv1."""
-    status, headers, token = ask("/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="3600")
+    status, headers, token = ask(
+        "/latest/api/token", "PUT", X_aws_ec2_metadata_token_ttl_seconds="3600")
     if status != 200 or headers[TTL] != "3600":
         sys.exit("token: %s %s" % (status, headers))
     return token
 
 
 def watch(seconds):
-    """Return the notice when it comes: 404 means not yet, 401 a new token, anything else is an error."""
+    """Return the notice when it comes: 404 means not yet, 401 a new token, all else an error."""
     token, deadline = new_token(), time.monotonic() + seconds
     while time.monotonic() < deadline:
-        status, _, text = ask("/latest/meta-data/spot/instance-action", X_aws_ec2_metadata_token=token)
+        status, _, text = ask(
+            "/latest/meta-data/spot/instance-action", X_aws_ec2_metadata_token=token)
         if status == 200:
             return json.loads(text)
         if status == 401:
