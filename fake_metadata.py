@@ -20,9 +20,9 @@ Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and publi
 AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
 NOTIFY_SOCKET is the supervisor's.
 
-The file reads from top to bottom: what is served (tree, instance, events, faults, credentials,
-session tokens, service), how (requests, handler, server, log), how it is configured, and how it
-runs as a process.
+Read it from top to bottom: what it serves (the tree, the instance, events, faults, credentials,
+session tokens, the service), how it serves (requests, handler, server, log), how it is configured,
+and how it runs as a process.
 """
 from __future__ import annotations
 
@@ -58,9 +58,11 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import types
 import uuid
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List
+from typing import NamedTuple, Optional, Set, Tuple, Union
 
 VERSION = "1.1"
 
@@ -93,12 +95,13 @@ IDENTITY_ROLE = "aws:ec2-instance"
 
 # Session tokens (EC2 User Guide, "How Instance Metadata Service Version 2 works").
 MAX_TOKEN_TTL = 21600  # seconds: six hours
-TOKEN_PREFIX = b"\x01\x00\x04"  # in base64 "AQAE", with which real tokens begin
-TOKEN_SHAPE = r"AQAEA[A-Za-z0-9_-]{49}"
+TOKEN_PREFIX = b"\x01\x00\x04"  # "AQAE" in base64, as real tokens begin
+TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
 
 # Credentials.
 REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
-FETCH_POLL = 0.05  # seconds between two looks at a command, or at credentials on their way
+COMMAND_POLL = 0.01  # seconds between two looks at a command, which may flood us meanwhile
+CREDENTIALS_POLL = 0.05  # seconds between two looks of a request at credentials on their way
 FIRST_FETCH_WAIT = 3  # seconds that the port stays closed for the first credentials
 CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs wait one
 MAX_SOURCE_BYTES = 65536  # output of a credential command; a shared credentials file
@@ -111,12 +114,12 @@ MAX_HEAD = 16384  # bytes, else 431
 MAX_FIELDS = 128  # header lines, else 431: a head that trickles in is looked at again and again
 MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at all
 MAX_CHUNKS = 64  # else 413
-MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size and extensions, else 400
+MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size and extensions
 MAX_CACHED_HEAD = 1024  # bytes: longer heads are parsed anew, so that the cache stays small
 MAX_USER_DATA = 16384  # bytes, the limit of EC2
 
 # Connections.
-REQUEST_SECONDS = 10  # for a request to be whole, and for an answer to be taken
+REQUEST_SECONDS = 10  # for a request to be whole; for a client that takes nothing of its answer
 IDLE_SECONDS = 60  # between two requests
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
@@ -132,14 +135,20 @@ MAX_LOGGED_LINE = 8192  # characters of a request line
 MAX_LOGGED_AGENT = 1024  # characters of a user agent
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
+FOREVER = float("inf")
+
+
+class ConfigError(Exception):
+    """A configuration is wrong: file, section, key, and what would be right, in one line."""
+
 
 # ---------------------------------------------------------------- the tree --------------------
 #
-# What the service serves: ROUTES, and the documents in it that are more than one fact. `i` is
-# the instance of the next section.
+# What the service serves: ROUTES, and before it the documents that are more than one fact. `i`
+# is always the instance (next section), in code that reads as "i.region = ...".
 
-def identity_document(i):
-    """Render the instance identity document, its keys in the order of the real one."""
+def identity_document(i: Instance) -> str:
+    """Render the instance identity document, with the keys in the order of the real one."""
     return pretty_json({
         "accountId": i.account_id,
         "architecture": i.architecture,
@@ -159,8 +168,8 @@ def identity_document(i):
     })
 
 
-def iam_info(i):
-    """Name the instance profile, where there is one."""
+def iam_info(i: Instance) -> Optional[str]:
+    """Name the instance profile, if there is one."""
     if i.role is None:
         return None
     return pretty_json({
@@ -171,7 +180,7 @@ def iam_info(i):
     })
 
 
-def identity_info(i):
+def identity_info(i: Instance) -> str:
     """Name the account of the instance identity role."""
     return pretty_json({
         "Code": "Success",
@@ -180,49 +189,49 @@ def identity_info(i):
     })
 
 
-def role_credentials(i):
+def role_credentials(i: Instance) -> RotatingDocument:
     """Serve the credentials of the instance profile's role."""
     return RotatingDocument(i.credentials[i.role], credentials_document)
 
 
-def extended_credentials(i):
-    """Serve them with the account id, as SDKs ask for them first (AWS SDK for Java, PR 6176)."""
+def extended_credentials(i: Instance) -> RotatingDocument:
+    """Serve the same with the account id, for SDKs that try this path first (Java, PR 6176)."""
     render = functools.partial(credentials_document, account_id=i.account_id)
     return RotatingDocument(i.credentials[i.extended_role], render)
 
 
-def identity_credentials(i):
+def identity_credentials(i: Instance) -> RotatingDocument:
     """Serve the credentials of the instance identity role."""
     return RotatingDocument(i.credentials[IDENTITY_ROLE], credentials_document)
 
 
-def container_credentials(i):
-    """Serve the credentials of a role as ECS and EKS do."""
+def container_credentials(i: Instance) -> RotatingDocument:
+    """Serve the credentials of a role in the form of ECS and EKS."""
     role_arn = "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.container_role)
     render = functools.partial(container_document, role_arn=role_arn, account_id=i.account_id)
     return RotatingDocument(i.credentials[i.container_role], render)
 
 
-def tag_set(i):
-    """Render all tags as one JSON object, {} where tags are enabled and there are none."""
+def tag_set(i: Instance) -> Optional[str]:
+    """Render all tags as one JSON object: {} if tags are enabled and there are none."""
     if i.tags is None:
         return None
-    tags = {member.tag: member.tag_value for member in i.tags}
+    tags = {tag.tag: tag.tag_value for tag in i.tags}
     return json.dumps(tags, separators=(",", ":"), ensure_ascii=False)
 
 
-def user_data(i):
-    """Serve the user data, bytes as they were given."""
+def user_data(i: Instance) -> Optional[Document]:
+    """Serve the user data, byte for byte."""
     if i.user_data is None:
         return None
     return Document(i.user_data, "application/octet-stream", i.now)
 
 
 # Path to value. A value is a text with facts of the instance in braces, or a function of the
-# instance; a row that lacks a fact, or whose function returns None, is absent: 404, and in no
-# listing. A path with {mac}, {tag}, {volume} or {container_role} stands for one path for each of
-# them. Directories are derived from the paths; a few are written down, since a real instance
-# lists them in another way.
+# instance. A row that needs a fact which the instance lacks (None), or whose function returns
+# None, is absent: 404, and in no listing. A path with {mac}, {tag}, {volume} or {container_role}
+# stands for one path for each of them. Directories are derived from the paths; the three that are
+# rows are those that a real instance lists in another way.
 ROUTES = {
     "/": "\n".join(VERSIONS),
     "/latest": "dynamic\nmeta-data\nuser-data",  # with user data and without
@@ -290,7 +299,7 @@ ROUTES = {
     "/latest/meta-data/profile": "default-hvm",
     "/latest/meta-data/public-hostname": "{public_hostname}",
     "/latest/meta-data/public-ipv4": "{public_ipv4}",
-    # Without a slash behind the index, which cloud-init and facter read up to the "=".
+    # "0=my-key" for the directory 0/: cloud-init and facter take what stands before the "=".
     "/latest/meta-data/public-keys": "0={key_name}",
     "/latest/meta-data/public-keys/0/openssh-key": "{public_key}\n",  # the one with a final LF
     "/latest/meta-data/ramdisk-id": "{ramdisk_id}",
@@ -307,7 +316,7 @@ ROUTES = {
     "/v2/credentials/{container_role}": container_credentials,  # for AWS_CONTAINER_..._FULL_URI
 }
 
-# Part of a path -> the list of the instance that has a member for each such path.
+# A part of a path -> the list of the instance that has a member for each path.
 MEMBERS = {
     "{mac}": "interfaces",
     "{tag}": "tags",
@@ -315,69 +324,68 @@ MEMBERS = {
     "{container_role}": "container_roles",
 }
 
-# Where directories list what is in them. Elsewhere a directory is 404, or a row of ROUTES.
-LISTED = ("/latest/meta-data/", "/latest/dynamic/")
+# Below these, directories list what is in them; elsewhere a directory is a row of ROUTES, or 404.
+LISTED_ROOTS = ("/latest/meta-data/", "/latest/dynamic/")
 
-# A directory whose listing is a row of ROUTES, and so both a value and a directory.
-LISTING_ROWS = ("/latest/meta-data/public-keys",)
+# Rows of ROUTES that are directories: these may have others below them.
+LISTING_ROWS = ("/", "/latest", "/latest/meta-data/public-keys")
 
 
 def build_tree(
-    i: types.SimpleNamespace, own: Iterable[Tuple[str, str]] = ()
+    i: Instance, own: Iterable[Tuple[str, str]] = ()
 ) -> Dict[str, Union[Document, RotatingDocument]]:
-    """Make {path: document} of ROUTES and of the user's own (path, value) pairs.
+    """Make {path: document}, directories included, of ROUTES and the user's own (key, value) pairs.
 
-    Directories are in it too. Raises ConfigError where a path would be a value and a directory.
+    Raises ConfigError where a path would be a value and a directory.
     """
+    members = {part: members_of(i, name) for part, name in MEMBERS.items()}
     documents = {}
     for path, value in ROUTES.items():
-        for member in members(i, path):
-            add_row(documents, path, value, member, i.now)
+        part = next((part for part in MEMBERS if part in path), None)
+        for member in members.get(part, [i]):
+            add_row(documents, path, value, member)
     for key, value in own:
         add_own(documents, own_path(key), value, i.now)
     if own:
         check_nesting(documents)
     tree = {}
-    for path, names in directories(documents).items():
+    for path, names in directories_of(documents).items():
         tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
     tree.update(documents)
     return tree
 
 
-def members(i, path):
-    """List what a path of ROUTES stands for: the instance, or each of a list that it has."""
-    for part, name in MEMBERS.items():
-        if part in path:
-            return getattr(i, name) or ()
-    return (i,)
+def members_of(i: Instance, name: str) -> List[Instance]:
+    """List the members of a list of the instance, each with the other facts of the instance."""
+    members = []
+    for member in getattr(i, name) or ():
+        members.append(Instance(**{**vars(i), **vars(member)}))
+    return members
 
 
-def add_row(documents, path, value, member, now):
+def add_row(documents: dict, path: str, value: Any, member: Instance) -> None:
     """Add a row of ROUTES, unless the instance lacks a fact that it needs."""
     facts = Facts(vars(member))
     try:
         path = path.format_map(facts)
-        if isinstance(value, str):
-            value = Document(value.format_map(facts), modified=now)
+        served = value(member) if callable(value) else value.format_map(facts)
     except MissingFact:
         return
-    if callable(value):
-        value = value(member)
-    if isinstance(value, str):
-        value = Document(value, modified=now)
-    if value is not None:
-        documents[path] = value
+    if isinstance(served, str):
+        served = Document(served, modified=member.now)
+    if served:
+        documents[path] = served
 
 
 class MissingFact(Exception):
-    """The instance has no such fact."""
+    """The instance lacks a fact."""
 
 
 class Facts(dict):
     """The facts of an instance as they are served: a list is one item a line."""
 
     def __getitem__(self, name):
-        value = self.get(name)
+        value = super().__getitem__(name)  # KeyError: a row of ROUTES has a name that is none
         if value is None:
             raise MissingFact(name)
         if isinstance(value, list):
@@ -385,15 +393,15 @@ class Facts(dict):
         return value
 
 
-def own_path(key):
-    """Return the path that a key of [metadata] means: below meta-data/, or a whole one."""
+def own_path(key: str) -> str:
+    """Return the path that a key of [metadata] means: one below meta-data/, or a whole one."""
     if key.startswith("/latest/"):
         return key.rstrip("/")
     return "/latest/meta-data/" + key.strip("/")
 
 
-def add_own(documents, path, value, now):
-    """Add a value of the user's, or remove a path and all below it where the value is empty."""
+def add_own(documents: dict, path: str, value: str, now: float) -> None:
+    """Add a value of the user's; an empty one removes the path and all below it."""
     if value:
         documents[path] = Document(value, modified=now)
         return
@@ -402,35 +410,35 @@ def add_own(documents, path, value, now):
             del documents[other]
 
 
-def check_nesting(documents):
+def check_nesting(documents: Iterable[str]) -> None:
     """Refuse a value at a path that has others below it: it would be a file and a directory."""
     for path in documents:
         parent = path.rpartition("/")[0]
-        while parent.startswith(LISTED):
+        while parent:
             if parent in documents and parent not in LISTING_ROWS:
                 raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
                     short_path(parent), short_path(path)))
             parent = parent.rpartition("/")[0]
 
 
-def short_path(path):
-    """Return a path as [metadata] has it."""
+def short_path(path: str) -> str:
+    """Return a path as a key of [metadata] has it."""
     prefix = "/latest/meta-data/"
     return path[len(prefix):] if path.startswith(prefix) else path
 
 
-def directories(documents):
-    """Map each directory to the names in it; those of directories end with a slash."""
-    names = collections.defaultdict(set)
-    for path in documents:
+def directories_of(paths: Iterable[str]) -> Dict[str, Set[str]]:
+    """Map each directory to the names in it, with a slash behind those of directories."""
+    directories = collections.defaultdict(set)
+    for path in paths:
         slash = ""
-        while path.startswith(LISTED):
+        while path.startswith(LISTED_ROOTS):
             path, _, name = path.rpartition("/")
-            names[path].add(name + slash)
+            directories[path].add(name + slash)
             slash = "/"
-    for found in names.values():
-        found.difference_update([name[:-1] for name in found if name.endswith("/")])
-    return names
+    for names in directories.values():
+        names.difference_update([name[:-1] for name in names if name.endswith("/")])
+    return directories
 
 
 def canonical_path(target: str) -> str:
@@ -449,23 +457,24 @@ def canonical_path(target: str) -> str:
 
 
 class Response:
-    """An answer, rendered but for what changes from one to the next: Date, TTL, Connection.
+    """An answer, rendered but for the headers that change from one to the next.
 
-    The real service has Content-Type last, in documents first (Document, below).
+    Those stand between `first_headers` and `last_headers`: the real service has Content-Type
+    last, but first in a document (capture).
     """
 
     def __init__(self, body=b"", status=200, headers="", content_type="text/plain", reason=""):
         self.status = status
         self.reason = reason  # for the log, never for the client
         self.body = body
-        self.hop_limit = None  # of the answer's packets; None: the usual one
+        self.hop_limit = None  # hops that its packets live; None: as many as usual
         self.status_line = b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode())
         self.first_headers = ("%sContent-Length: %d\r\n" % (headers, len(body))).encode()
         self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
 
 
 class Document(Response):
-    """What is served at a path: a text, or bytes; `modified` in seconds since the epoch."""
+    """What is served at a path: a text or bytes. `modified` is in seconds since the epoch."""
 
     def __init__(self, content, content_type="text/plain", modified=0):
         body = content if isinstance(content, bytes) else content.encode()
@@ -474,17 +483,17 @@ class Document(Response):
         super().__init__(body, headers=headers)
         self.last_headers = b""
 
-    def current(self):
-        """Return the document of now, which is always this one."""
+    def current(self) -> Document:
+        """Return the document of now: always this one."""
         return self
 
 
 class Listing(Document):
-    """A directory: its names LF-joined, without a final LF, as crawlers need them."""
+    """A directory: its names, one a line, without a final line feed, as crawlers need them."""
 
 
 class RotatingDocument:
-    """A document of credentials, rendered anew whenever they change, while the tree stays."""
+    """A document of credentials: rendered anew whenever they change, while the tree stays."""
 
     def __init__(self, credentials, render):
         self.credentials = credentials
@@ -492,8 +501,8 @@ class RotatingDocument:
         self._rendered = None
         self._document = None
 
-    def current(self):
-        """Return the document of now, None while there are no good credentials."""
+    def current(self) -> Optional[Document]:
+        """Return the document of now; None while there are no good credentials."""
         credentials = self.credentials.current()
         if credentials is not self._rendered:
             self._rendered = credentials
@@ -504,37 +513,54 @@ class RotatingDocument:
         return self._document
 
 
-def phrase(status):
+def phrase(status: int) -> str:
     """Return the reason phrase of a status."""
-    known = http.server.BaseHTTPRequestHandler.responses
-    return known[status][0] if status in known else "Unknown"
+    return http.server.BaseHTTPRequestHandler.responses.get(status, ("Unknown",))[0]
 
 
 @functools.lru_cache(maxsize=16)
-def http_date(seconds):
-    """Write a time as HTTP headers have it: Tue, 01 Dec 2026 08:00:00 GMT."""
+def http_date(seconds: int) -> str:
+    """Write a time in the form of HTTP headers: Tue, 01 Dec 2026 08:00:00 GMT."""
     return email.utils.formatdate(seconds, usegmt=True)
 
 
 def utc(seconds: float) -> str:
-    """Write a time as every client reads it, 2026-12-01T08:00:00Z.
+    """Write a time in the one form that every client reads: 2026-12-01T08:00:00Z.
 
-    No fraction and no +00:00, at which botocore, minio and the Rust SDK stumble.
+    With a fraction or +00:00, minio and the Rust SDK refuse it.
     """
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def timestamp(text: str) -> int:
+    """Read a time in ISO 8601, UTC or with an offset, as seconds since the epoch.
+
+    Fractions are dropped. By hand, since datetime.fromisoformat takes no Z before Python 3.11.
+    """
+    match = re.fullmatch(
+        "([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,][0-9]+)?"
+        "([Zz]|UTC|[+-][0-9]{2}:?[0-9]{2})", text)
+    wrong = ValueError("%r is not a time; write it as 2026-12-01T08:00:00Z" % (text,))
+    if not match:
+        raise wrong
+    words = " ".join(match.groups()).upper().replace("UTC", "Z")
+    try:
+        return int(datetime.datetime.strptime(words, "%Y-%m-%d %H:%M:%S %z").timestamp())
+    except (ValueError, OverflowError):
+        raise wrong
 
 
 def pretty_json(fields: Dict[str, Any]) -> str:
     """Write a JSON object as the real service does (capture).
 
-    Two spaces of indent, blanks on both sides of the colon, lists in one line, no final LF.
+    Two spaces of indent, a space on both sides of the colon, lists in one line, no final LF.
     """
     lines = ["  %s : %s" % (json_text(key), json_text(value)) for key, value in fields.items()]
     return "{\n%s\n}" % ",\n".join(lines)
 
 
-def json_text(value):
-    """Write a text, None or a list of texts as JSON; umlauts stay as they are."""
+def json_text(value: Union[str, None, List[str]]) -> str:
+    """Write a text, None or a list of texts as JSON; only what must be escaped is."""
     if isinstance(value, list):
         return "[ %s ]" % ", ".join(map(json_text, value))
     return json.dumps(value, ensure_ascii=False)
@@ -562,42 +588,46 @@ XEN_FAMILIES = (
 )
 
 
-def describe_instance(config: dict, box: str, now: float) -> types.SimpleNamespace:
+class Instance(types.SimpleNamespace):
+    """The facts of an instance, or of one of its network interfaces.
+
+    None stands for a fact that the instance does not have. Names are those of the configuration:
+    ami-id is i.ami_id.
+    """
+
+
+def describe_instance(config: dict, box: str, now: float) -> Instance:
     """Derive all facts of the instance from the few that are configured.
 
-    A fact that is None after this is one that the instance does not have. `box` tells this box
-    from others: ids made from it stay the same, and differ from those of other boxes. `now` is
-    in seconds since the epoch. Raises ConfigError.
+    What is configured stays as it is. `box` tells this box from others: ids made from it stay the
+    same, and differ from those of other boxes. `now` is in seconds since the epoch. Raises
+    ConfigError.
     """
     i = facts_of(config["instance"])
     i.role = config["credentials"]["role"]
     i.instance_id = i.instance_id or made_id("i-", box)
-    derive_place(i)
-    derive_hardware(i)
-    derive_key(i)
-    derive_profile(i, config["credentials"]["extended"])
     i.launch_time = i.launch_time or boot_time(now)
     i.reservation_id = i.reservation_id or made_id("r-", i.instance_id)
-    if not i.instance_life_cycle:
-        on_spot = config["events"]["spot-interruption"]
-        i.instance_life_cycle = "spot" if on_spot else "on-demand"
-    i.tags = None
-    if config["metadata-options"]["instance-metadata-tags"] == "enabled":
-        i.tags = [types.SimpleNamespace(tag=tag, tag_value=value)
-                  for tag, value in config["tags"].items()]
+    derive_place(i)
+    derive_hardware(i)
+    derive_life_cycle(i, config["events"])
+    derive_key(i)
+    derive_profile(i, config["credentials"]["extended"])
     i.interfaces = describe_interfaces(config, i)
     for interface in i.interfaces:
         leave_out_what_is_empty(interface)
+    i.tags = None
+    if config["metadata-options"]["instance-metadata-tags"] == "enabled":
+        i.tags = [Instance(tag=tag, tag_value=value) for tag, value in config["tags"].items()]
     return i
 
 
-def facts_of(section):
-    """Make the facts of a section of the configuration: ami-id is i.ami_id."""
-    return types.SimpleNamespace(**{key.replace("-", "_"): value
-                                    for key, value in section.items()})
+def facts_of(section: dict) -> Instance:
+    """Make facts of a section of the configuration."""
+    return Instance(**{key.replace("-", "_"): value for key, value in section.items()})
 
 
-def derive_place(i):
+def derive_place(i: Instance) -> None:
     """Derive region, partition, domain and the id of the zone from the availability zone.
 
     Ids of zones: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1
@@ -621,27 +651,34 @@ def derive_place(i):
     i.availability_zone_id = i.availability_zone_id or zone_id
 
 
-def derive_hardware(i):
+def derive_hardware(i: Instance) -> None:
     """Derive architecture and hypervisor from the instance type; image and devices."""
     family = i.instance_type.partition(".")[0]
     generation = family.lstrip("abcdefghijklmnopqrstuvwxyz")
-    is_arm = family == "a1" or "g" in generation  # m7g, c6gn, t4g: Graviton
-    i.architecture = i.architecture or ("arm64" if is_arm else "x86_64")
-    i.system = i.system or ("xen" if family in XEN_FAMILIES else "nitro")
+    is_graviton = family == "a1" or "g" in generation  # m7g, c6gn, t4g
+    usual = "arm64" if is_graviton else "x86_64"
+    i.architecture = i.architecture or usual
+    hypervisor = "xen" if family in XEN_FAMILIES else "nitro"
+    i.system = i.system or hypervisor
     i.ami_id = i.ami_id or made_id("ami-", i.region)
     i.root_name = i.root_device.rpartition("/")[2]
     i.volumes = []
     for number, device in enumerate(i.ebs_volumes, 1):
-        i.volumes.append(types.SimpleNamespace(volume="ebs%d" % number, device=device))
+        i.volumes.append(Instance(volume="ebs%d" % number, device=device))
     for number, device in enumerate(i.ephemeral_volumes):
-        i.volumes.append(types.SimpleNamespace(volume="ephemeral%d" % number, device=device))
+        i.volumes.append(Instance(volume="ephemeral%d" % number, device=device))
 
 
-def derive_key(i):
+def derive_life_cycle(i: Instance, events: dict) -> None:
+    """Make a spot instance of one that is to be interrupted."""
+    usual = "spot" if events["spot-interruption"] else "on-demand"
+    i.instance_life_cycle = i.instance_life_cycle or usual
+
+
+def derive_key(i: Instance) -> None:
     """Make a public key for a key name, or take the name from the comment of a key."""
     if i.public_key is None and i.key_name:
-        point = digest("key", i.key_name)
-        data = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + point
+        data = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + digest("key", i.key_name)
         i.public_key = "ssh-ed25519 %s %s" % (base64.b64encode(data).decode(), i.key_name)
     if not i.public_key:
         i.key_name = ""
@@ -652,7 +689,7 @@ def derive_key(i):
                               "or a comment at its end")
 
 
-def derive_profile(i, extended):
+def derive_profile(i: Instance, extended: str) -> None:
     """Derive ARN and id of the instance profile, which has the name of the role."""
     i.extended_role = i.role if extended == "yes" else ""
     i.instance_profile_arn = "arn:%s:iam::%s:instance-profile/%s" % (
@@ -660,69 +697,56 @@ def derive_profile(i, extended):
     i.instance_profile_id = "AIPA" + letters(digest(i.instance_profile_arn)[:17])
 
 
-def boot_time(now):
-    """Tell when this box booted: the pending time stays over restarts of the service."""
+def boot_time(now: float) -> int:
+    """Return when this box booted: the pending time stays over restarts of the service."""
     try:
         with open("/proc/stat") as file:
-            return int(re.search(r"^btime (\d+)", file.read(), re.MULTILINE).group(1))
+            return int(re.search("^btime ([0-9]+)", file.read(), re.MULTILINE).group(1))
     except (OSError, AttributeError):
         return int(now)
 
 
-def describe_interfaces(config, i):
-    """Derive the facts of all network interfaces; those of the first are the instance's own."""
+def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
+    """Derive the facts of all network interfaces; the instance is its own first one."""
     i.device_number = 0
     interfaces = []
     for section in ["instance"] + [name for name in config if name.startswith("interface ")]:
-        interface = facts_of(config[section]) if interfaces else i
-        derive_addresses(interface, i, interfaces, seed=i.instance_id + section)
-        derive_network(interface, i, interfaces)
-        if any(interface.mac == other.mac for other in interfaces):
-            raise ConfigError("[%s] mac: %s is that of another interface" % (
-                section, interface.mac))
-        interfaces.append(interface)
+        nic = facts_of(config[section]) if interfaces else i
+        seed = i.instance_id + section
+        derive_addresses(nic, i, interfaces, seed)
+        derive_local_hostname(nic, i)
+        derive_public_address(nic, i, interfaces, seed)
+        derive_network(nic, i, interfaces)
+        if any(nic.mac == other.mac for other in interfaces):
+            raise ConfigError("[%s] mac: %s is that of another interface" % (section, nic.mac))
+        interfaces.append(nic)
     return interfaces
 
 
-def derive_addresses(n, first, others, seed):
-    """Derive the addresses and host names of an interface."""
-    if n.device_number is None:
-        n.device_number = 1 + max(other.device_number for other in others)
-    n.mac = n.mac or "0e:" + ":".join("%02x" % byte for byte in digest("mac", seed)[:5])
-    n.interface_id = n.interface_id or made_id("eni-", seed)
-    if n.local_ipv4 is None:
-        n.local_ipv4 = free_address(block_for_addresses(n, first, others), others, seed)
-    n.first_ipv4 = first_of(n.local_ipv4)
-    n.first_ipv6 = first_of(n.ipv6)
-    if n.local_hostname is None:
-        host = "ip-" + n.first_ipv4.replace(".", "-") if n.first_ipv4 else first.instance_id
-        inside = "ec2" if first.region == "us-east-1" else first.region + ".compute"
-        n.local_hostname = "%s.%s.internal" % (host, inside)
-    if n.public_ipv4 is None:
-        n.public_ipv4 = ""
-        if n.first_ipv4 and not others:
-            n.public_ipv4 = "203.0.113.%d" % number_of(1, 254, "public", seed)  # RFC 5737
-    if n.public_hostname is None:
-        n.public_hostname = ""
-        if n.public_ipv4:
-            place = "compute-1" if first.region == "us-east-1" else first.region + ".compute"
-            n.public_hostname = "ec2-%s.%s.%s" % (
-                n.public_ipv4.replace(".", "-"), place, first.domain)
-    n.associated_ipv4 = n.first_ipv4 if n.public_ipv4 else ""
+def derive_addresses(nic: Instance, first: Instance, others: List[Instance], seed: str) -> None:
+    """Derive number, MAC, id and private addresses of an interface."""
+    if nic.device_number is None:
+        nic.device_number = 1 + max(other.device_number for other in others)
+    nic.mac = nic.mac or "0e:" + ":".join("%02x" % byte for byte in digest("mac", seed)[:5])
+    nic.interface_id = nic.interface_id or made_id("eni-", seed)
+    if nic.local_ipv4 is None:
+        nic.local_ipv4 = free_address(block_for_addresses(nic, first, others), others, seed)
+    nic.first_ipv4 = first_of(nic.local_ipv4)
+    nic.first_ipv6 = first_of(nic.ipv6)
 
 
-def block_for_addresses(n, first, others):
-    """Name the block in which an interface gets an address."""
-    if n.subnet_ipv4_cidr_block:
-        return n.subnet_ipv4_cidr_block
-    if n.vpc_ipv4_cidr_blocks:
-        return n.vpc_ipv4_cidr_blocks[0]
+def block_for_addresses(nic: Instance, first: Instance, others: List[Instance]) -> str:
+    """Return the block in which an interface gets its address, "" if there is none."""
+    if nic.subnet_ipv4_cidr_block:
+        return nic.subnet_ipv4_cidr_block
+    if nic.vpc_ipv4_cidr_blocks:
+        return nic.vpc_ipv4_cidr_blocks[0]
     if others:
         return first.subnet_ipv4_cidr_block
     return "172.31.0.0/16"  # that of a default VPC
 
 
-def free_address(block, others, seed):
+def free_address(block: str, others: List[Instance], seed: str) -> List[str]:
     """List one free address of a block; EC2 keeps the first four of each subnet and the last."""
     if not block:
         return []
@@ -738,78 +762,107 @@ def free_address(block, others, seed):
     return []
 
 
-def derive_network(n, first, others):
+def derive_local_hostname(nic: Instance, first: Instance) -> None:
+    """Derive the local host name from the address, or from the instance id without one."""
+    if nic.local_hostname is None:
+        domain = first.region + ".compute.internal"
+        if first.region == "us-east-1":
+            domain = "ec2.internal"
+        host = first.instance_id
+        if nic.first_ipv4:
+            host = "ip-" + nic.first_ipv4.replace(".", "-")
+        nic.local_hostname = "%s.%s" % (host, domain)
+
+
+def derive_public_address(
+    nic: Instance, first: Instance, others: List[Instance], seed: str
+) -> None:
+    """Give the first interface a public address, and a host name for it."""
+    if nic.public_ipv4 is None:
+        nic.public_ipv4 = ""
+        if nic.first_ipv4 and not others:
+            nic.public_ipv4 = "203.0.113.%d" % number_of(1, 254, "public", seed)  # RFC 5737
+    if nic.public_hostname is None:
+        nic.public_hostname = ""
+        if nic.public_ipv4:
+            place = first.region + ".compute"
+            if first.region == "us-east-1":
+                place = "compute-1"
+            nic.public_hostname = "ec2-%s.%s.%s" % (
+                nic.public_ipv4.replace(".", "-"), place, first.domain)
+    nic.associated_ipv4 = nic.first_ipv4 if nic.public_ipv4 else ""
+
+
+def derive_network(nic: Instance, first: Instance, others: List[Instance]) -> None:
     """Derive security groups, VPC and subnet: those of the first interface where they fit."""
-    n.owner_id = first.account_id
-    n.security_groups = n.security_groups or first.security_groups or ["default"]
-    n.security_group_ids = n.security_group_ids or group_ids(n, first)
-    n.vpc_id = n.vpc_id or first.vpc_id or made_id("vpc-", n.owner_id, first.region)
-    if n.vpc_ipv4_cidr_blocks is None:
-        n.vpc_ipv4_cidr_blocks = blocks_of(n.first_ipv4, first.vpc_ipv4_cidr_blocks, 16)
-    if n.vpc_ipv6_cidr_blocks is None:
-        n.vpc_ipv6_cidr_blocks = blocks_of(n.first_ipv6, first.vpc_ipv6_cidr_blocks, 56)
-    if n.subnet_ipv4_cidr_block is None:
-        shared = [first.subnet_ipv4_cidr_block] if first.subnet_ipv4_cidr_block else []
-        bits = subnet_bits(20, n.vpc_ipv4_cidr_blocks)
-        n.subnet_ipv4_cidr_block = first_of(blocks_of(n.first_ipv4, shared, bits))
-    if n.subnet_ipv6_cidr_blocks is None:
-        bits = subnet_bits(64, n.vpc_ipv6_cidr_blocks)
-        n.subnet_ipv6_cidr_blocks = blocks_of(n.first_ipv6, first.subnet_ipv6_cidr_blocks, bits)
-    n.vpc_ipv4_cidr_block = first_of(n.vpc_ipv4_cidr_blocks)
-    n.subnet_id = n.subnet_id or subnet_id(n, first, others)
+    nic.owner_id = first.account_id
+    nic.security_groups = nic.security_groups or first.security_groups or ["default"]
+    nic.security_group_ids = nic.security_group_ids or group_ids(nic, first)
+    nic.vpc_id = nic.vpc_id or first.vpc_id or made_id("vpc-", nic.owner_id, first.region)
+    if nic.vpc_ipv4_cidr_blocks is None:
+        nic.vpc_ipv4_cidr_blocks = blocks_of(nic.first_ipv4, first.vpc_ipv4_cidr_blocks, 16)
+    if nic.vpc_ipv6_cidr_blocks is None:
+        nic.vpc_ipv6_cidr_blocks = blocks_of(nic.first_ipv6, first.vpc_ipv6_cidr_blocks, 56)
+    nic.vpc_ipv4_cidr_block = first_of(nic.vpc_ipv4_cidr_blocks)
+    if nic.subnet_ipv4_cidr_block is None:
+        bits = subnet_bits(20, nic.vpc_ipv4_cidr_blocks)
+        shared = list(filter(None, [first.subnet_ipv4_cidr_block]))
+        nic.subnet_ipv4_cidr_block = first_of(blocks_of(nic.first_ipv4, shared, bits))
+    if nic.subnet_ipv6_cidr_blocks is None:
+        bits = subnet_bits(64, nic.vpc_ipv6_cidr_blocks)
+        shared = first.subnet_ipv6_cidr_blocks
+        nic.subnet_ipv6_cidr_blocks = blocks_of(nic.first_ipv6, shared, bits)
+    nic.subnet_id = nic.subnet_id or subnet_id(nic, first, others)
 
 
-def group_ids(n, first):
-    """Make ids of security groups; a group that the first interface has too has one id."""
+def group_ids(nic: Instance, first: Instance) -> List[str]:
+    """Make ids of security groups; a group that the first interface has too keeps its id."""
     known = dict(zip(first.security_groups or (), first.security_group_ids or ()))
     ids = []
-    for group in n.security_groups:
-        ids.append(known.get(group) or made_id("sg-", n.owner_id, first.region, group))
+    for group in nic.security_groups:
+        ids.append(known.get(group) or made_id("sg-", nic.owner_id, first.region, group))
     return ids
 
 
-def blocks_of(address, shared, bits):
-    """List the blocks shared with the first interface if an address is in one, else its own."""
+def blocks_of(address: str, shared: Optional[List[str]], bits: int) -> List[str]:
+    """List the shared blocks if an address is in one of them, else a block of its own."""
     if not address:
         return []
-    if any(within(address, block) for block in shared or ()):
-        return list(shared)
+    for block in shared or ():
+        if ipaddress.ip_address(address) in ipaddress.ip_network(block):
+            return list(shared)
     return [str(ipaddress.ip_network("%s/%d" % (address, bits), strict=False))]
 
 
-def within(address, block):
-    """Tell whether an address is in a block."""
-    return ipaddress.ip_address(address) in ipaddress.ip_network(block)
-
-
-def subnet_bits(usual, vpc_blocks):
+def subnet_bits(usual: int, vpc_blocks: List[str]) -> int:
     """Return the usual prefix length of a subnet, or that of a smaller VPC."""
     if not vpc_blocks:
         return usual
     return max(usual, ipaddress.ip_network(vpc_blocks[0]).prefixlen)
 
 
-def first_of(items):
+def subnet_id(nic: Instance, first: Instance, others: List[Instance]) -> str:
+    """Return the id of a subnet: that of another interface in the same block, or a made one."""
+    ipv4_block, ipv6_blocks = nic.subnet_ipv4_cidr_block, nic.subnet_ipv6_cidr_blocks
+    for other in others:
+        if ipv4_block and ipv4_block == other.subnet_ipv4_cidr_block:
+            return other.subnet_id
+        if ipv6_blocks and ipv6_blocks == other.subnet_ipv6_cidr_blocks:
+            return other.subnet_id
+    block = ipv4_block or "\n".join(ipv6_blocks)
+    return made_id("subnet-", nic.vpc_id, first.availability_zone, block)
+
+
+def leave_out_what_is_empty(facts: Instance) -> None:
+    """Make None of facts that are empty: the rows of ROUTES that need them are absent."""
+    for name, value in vars(facts).items():
+        if value in ("", []):
+            setattr(facts, name, None)
+
+
+def first_of(items: List[str]) -> str:
     """Return the first of a list, "" of an empty one."""
     return items[0] if items else ""
-
-
-def subnet_id(n, first, others):
-    """Return the id of a subnet: that of another interface in the same block, or a made one."""
-    for other in others:
-        if n.subnet_ipv4_cidr_block and n.subnet_ipv4_cidr_block == other.subnet_ipv4_cidr_block:
-            return other.subnet_id
-        if n.subnet_ipv6_cidr_blocks and n.subnet_ipv6_cidr_blocks == other.subnet_ipv6_cidr_blocks:
-            return other.subnet_id
-    block = n.subnet_ipv4_cidr_block or "\n".join(n.subnet_ipv6_cidr_blocks)
-    return made_id("subnet-", n.vpc_id, first.availability_zone, block)
-
-
-def leave_out_what_is_empty(facts):
-    """Make None of what is empty: a row of ROUTES that needs it is then absent."""
-    for name, value in vars(facts).items():
-        if value in ("", []) and name != "tags":
-            setattr(facts, name, None)
 
 
 def made_id(prefix: str, *seed: str) -> str:
@@ -817,25 +870,30 @@ def made_id(prefix: str, *seed: str) -> str:
     return prefix + "0" + digest(prefix, *seed).hex()[:16]
 
 
-def number_of(lowest, highest, *seed):
+def number_of(lowest: int, highest: int, *seed: str) -> int:
     """Make a number in a range, both ends included, always the same for the same seed."""
     return lowest + int.from_bytes(digest(*seed)[:8], "big") % (highest - lowest + 1)
 
 
-def letters(data):
+def letters(data: bytes) -> str:
     """Make a letter or digit of each byte, of those that AWS has in the ids of keys."""
     return "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[byte % 32] for byte in data)
 
 
-def digest(*seed):
+def digest(*seed: str) -> bytes:
     """Make 32 bytes of texts."""
     return hashlib.blake2b("\0".join(seed).encode(), digest_size=32).digest()
 
 
 # ---------------------------------------------------------------- events ----------------------
+#
+# A moment is a function of the start, in seconds since the epoch, to a time: that of "+90s" adds
+# 90, that of 2026-12-01T08:00:00Z returns it whatever the start.
+
+Moment = Callable[[float], float]
 
 # Code of a scheduled event -> its description.
-MAINTENANCE = {
+MAINTENANCE_CODES = {
     "instance-reboot": "scheduled reboot",
     "system-reboot": "scheduled reboot",
     "system-maintenance": "scheduled maintenance",
@@ -849,67 +907,107 @@ LIFECYCLE_STATES = (
 )
 SPOT_NOTICE = 120  # seconds between the notice of an interruption and the interruption
 
+# What events say, and what is said before the first of them.
+EVENT_FACTS = {
+    "spot_notice": None,
+    "spot_termination_time": None,
+    "rebalance_notice": None,
+    "target_lifecycle_state": None,
+    "scheduled_events": "[]",
+    "past_events": "[]",
+}
 
-class Maintenance(NamedTuple):
-    """A scheduled event. All but code and state are functions: start -> time of the event."""
 
-    appears: Callable[[float], float]
+class ScheduledEvent(NamedTuple):
+    """A maintenance of the host, on its way or over."""
+
+    appears: Moment
     code: str
-    not_before: Callable[[float], float]
-    not_after: Callable[[float], float]
-    state: str  # "completed" or "canceled", once it is over
-    over: Callable[[float], float]
+    not_before: Moment
+    not_after: Moment
+    end_state: str  # completed, or canceled
+    ends: Moment
+
+
+class Timeline:
+    """The time now as events see it: which moments have come, and when the next one will."""
+
+    def __init__(self, start: float, now: float):
+        self.start = start
+        self.now = now
+        self.next_change = FOREVER
+
+    def has_come(self, moment: Moment) -> bool:
+        """Tell whether a moment has come; one that has not is a change to wait for."""
+        time_of_it = moment(self.start)
+        if time_of_it > self.now:
+            self.next_change = min(self.next_change, time_of_it)
+        return time_of_it <= self.now
 
 
 def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
     """Return what [events] says now, and the time at which it will say something else.
 
-    The times in a notice are fixed from `start` on. EC2 User Guide: "Spot Instance interruption
-    notices", "EC2 instance rebalance recommendations", "Scheduled events", "Retrieve the target
-    lifecycle state".
+    The times in a notice are fixed from `start` on.
     """
-    facts, changes = {}, []
-
-    def begun(moment):
-        changes.append(moment(start))
-        return now >= moment(start)
-
-    if events["spot-interruption"]:
-        notice, action = events["spot-interruption"]
-        if begun(notice):
-            facts.update(spot_facts(action, notice(start)))
-    if events["rebalance-recommendation"]:
-        notice = events["rebalance-recommendation"]
-        if begun(notice):
-            facts["rebalance_notice"] = json.dumps({"noticeTime": utc(notice(start))})
-    for change, state in sorted(events["target-lifecycle-state"], key=lambda row: row[0](start)):
-        if begun(change):
-            facts["target_lifecycle_state"] = state
-    scheduled, past = [], []
-    for number, event in enumerate(events["scheduled-maintenance"]):
-        is_over = begun(event.over)
-        if begun(event.appears):
-            document = maintenance_document(event, number, start, is_over)
-            (past if is_over else scheduled).append(document)
-    facts["scheduled_events"] = event_list(scheduled)
-    facts["past_events"] = event_list(past)
-    return facts, min((change for change in changes if change > now), default=float("inf"))
+    facts, timeline = dict(EVENT_FACTS), Timeline(start, now)
+    for name, make_facts in EVENTS.items():
+        if events[name]:
+            facts.update(make_facts(events[name], timeline))
+    return facts, timeline.next_change
 
 
-def spot_facts(action, noticed):
-    """Announce that a spot instance is interrupted; with hibernation there is no warning."""
-    at = utc(noticed if action == "hibernate" else noticed + SPOT_NOTICE)
+def spot_facts(event: Tuple[Moment, str], timeline: Timeline) -> dict:
+    """Announce that a spot instance is interrupted; with hibernation there is no warning.
+
+    EC2 User Guide, "Spot Instance interruption notices".
+    """
+    notice, action = event
+    if not timeline.has_come(notice):
+        return {}
+    ahead = 0 if action == "hibernate" else SPOT_NOTICE
+    at = utc(notice(timeline.start) + ahead)
     facts = {"spot_notice": json.dumps({"action": action, "time": at})}
     if action == "terminate":
         facts["spot_termination_time"] = at
     return facts
 
 
-def maintenance_document(event, number, start, is_over):
+def rebalance_facts(notice: Moment, timeline: Timeline) -> dict:
+    """Recommend to rebalance (EC2 User Guide, "EC2 instance rebalance recommendations")."""
+    if not timeline.has_come(notice):
+        return {}
+    return {"rebalance_notice": json.dumps({"noticeTime": utc(notice(timeline.start))})}
+
+
+def lifecycle_facts(states: List[Tuple[Moment, str]], timeline: Timeline) -> dict:
+    """Tell the state of the instance in its Auto Scaling group: the last one that has come."""
+    facts = {}
+    for moment, state in sorted(states, key=lambda row: row[0](timeline.start)):
+        if timeline.has_come(moment):
+            facts["target_lifecycle_state"] = state
+    return facts
+
+
+def maintenance_facts(events: List[ScheduledEvent], timeline: Timeline) -> dict:
+    """List the scheduled events, and those that are over (EC2 User Guide, "Scheduled events")."""
+    scheduled, past = [], []
+    for number, event in enumerate(events):
+        is_over = timeline.has_come(event.ends)
+        if timeline.has_come(event.appears):
+            document = scheduled_event(event, number, timeline.start, is_over)
+            listed = past if is_over else scheduled
+            listed.append(document)
+    return {"scheduled_events": event_list(scheduled), "past_events": event_list(past)}
+
+
+def scheduled_event(event: ScheduledEvent, number: int, start: float, is_over: bool) -> str:
     """Render a scheduled event; one that is over says so at the head of its description."""
-    description = MAINTENANCE[event.code]
+    description = MAINTENANCE_CODES[event.code]
+    state = "active"
     if is_over:
-        description = "[%s] %s" % (event.state.capitalize(), description)
+        state = event.end_state
+        description = "[%s] %s" % (state.capitalize(), description)
     appeared = str(int(event.appears(start)))
     return pretty_json({
         "NotBefore": event_time(event.not_before(start)),
@@ -917,21 +1015,30 @@ def maintenance_document(event, number, start, is_over):
         "Description": description,
         "EventId": made_id("instance-event-", appeared, str(number)),
         "NotAfter": event_time(event.not_after(start)),
-        "State": event.state if is_over else "active",
+        "State": state,
     })
 
 
-def event_time(seconds):
-    """Write a time as scheduled events have it: 21 Jan 2019 09:00:43 GMT."""
+def event_time(seconds: float) -> str:
+    """Write a time in the form of scheduled events: 21 Jan 2019 09:00:43 GMT."""
     return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
 
 
-def event_list(documents):
+def event_list(documents: List[str]) -> str:
     """Render a list of events in the layout of the EC2 User Guide."""
     if not documents:
         return "[]"
     indented = ["  " + document.replace("\n", "\n  ") for document in documents]
     return "[ \n%s \n]" % ", \n".join(indented)
+
+
+# Key of [events] -> what makes facts of its value.
+EVENTS = {
+    "spot-interruption": spot_facts,
+    "rebalance-recommendation": rebalance_facts,
+    "scheduled-maintenance": maintenance_facts,
+    "target-lifecycle-state": lifecycle_facts,
+}
 
 
 # ---------------------------------------------------------------- faults ----------------------
@@ -940,26 +1047,26 @@ FAULT_REASON = "a fault of the configuration"  # in the log, and in documents of
 
 
 class Fault:
-    """A failure on demand, as one line of [faults] describes it.
+    """A failure on demand: one line of [faults], as the parser fault_rule gives it.
 
-    `actions` is {word: value} of FAULT_ACTIONS; what they do is in Handler.apply_faults and
-    where the handler asks for self.faults.
+    `actions` is {word: value}, words of FAULT_ACTIONS. The handler does them: some in
+    `apply_faults`, the others where it asks for self.faults.
     """
 
-    def __init__(self, name: str, line: dict, start: float):
-        self.actions = line["actions"]
-        pattern = re.escape(canonical_path(line["path"])).replace(r"\*", ".*")
+    def __init__(self, name: str, rule: dict, start: float):
+        self.actions = rule["actions"]
+        pattern = re.escape(canonical_path(rule["path"])).replace(r"\*", ".*")
         self._pattern = re.compile(pattern, re.DOTALL)
-        self._begin, self._end = float("-inf"), float("inf")
-        if "for" in line:
+        self._begin, self._end = -FOREVER, FOREVER
+        if "from" in rule:
+            self._begin = rule["from"](start)
+        elif "for" in rule:
             self._begin = start
-        if "from" in line:
-            self._begin = line["from"](start)
-        if "for" in line:
-            self._end = self._begin + line["for"]
-        self._times = line.get("times", float("inf"))
-        self._probability = line.get("probability", 1)
-        self._random = random.Random(name)  # the same in each run, so a failing test fails again
+        if "for" in rule:
+            self._end = self._begin + rule["for"]
+        self._times = rule.get("times", FOREVER)
+        self._probability = rule.get("probability", 1)
+        self._random = random.Random(name)  # the same in each run: a test that fails fails again
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
         """Tell whether a request suffers from this fault; one that does is counted."""
@@ -967,23 +1074,24 @@ class Fault:
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
-        of_credentials = "code" in self.actions or "expired" in self.actions
-        if of_credentials and not self._has_code(found):
+        if not self._concerns(found):
             return False
         if self._times <= 0 or self._random.random() >= self._probability:
             return False
         self._times -= 1
         return True
 
-    def _has_code(self, found):
-        """Tell whether a document has what `code`, or `expired`, would change."""
-        if isinstance(found, RotatingDocument):
+    def _concerns(self, found):
+        """Tell whether a document has what the actions would change in it."""
+        if "code" in self.actions and b'"Code" : ' in getattr(found, "body", b""):
             return True
-        return "code" in self.actions and b'"Code" : ' in getattr(found, "body", b"")
+        if "code" in self.actions or "expired" in self.actions:
+            return isinstance(found, RotatingDocument)
+        return True
 
 
-def merged_actions(faults):
-    """Merge the actions of faults: delays add up, of all else the first one counts."""
+def merged_actions(faults: Iterable[Fault]) -> dict:
+    """Merge the actions of faults: delays add up, of any other the first one counts."""
     actions = {}
     for fault in faults:
         for action, value in fault.actions.items():
@@ -1019,7 +1127,7 @@ class Credentials(NamedTuple):
 
 
 def credentials_document(credentials: Credentials, account_id: str = "") -> str:
-    """Render credentials as security-credentials/ROLE has them (capture)."""
+    """Render credentials in the form of security-credentials/ROLE (capture)."""
     keys = credentials.keys
     fields = {
         "Code": "Success",
@@ -1036,7 +1144,7 @@ def credentials_document(credentials: Credentials, account_id: str = "") -> str:
 
 
 def container_document(credentials: Credentials, role_arn: str, account_id: str) -> str:
-    """Render credentials as ECS and EKS do (AWS SDK reference, container provider)."""
+    """Render credentials in the form of ECS and EKS (AWS SDK reference, container provider)."""
     return json.dumps({
         "RoleArn": role_arn,
         "AccessKeyId": credentials.keys.access_key_id,
@@ -1060,14 +1168,16 @@ def expired_copy(document: Document, now: float) -> Document:
     return Document(text, modified=now)
 
 
-# Sources. Each takes the settings of [credentials] or [role NAME], a source of randomness and
-# an Event that tells it to give up; it returns Keys or raises SourceError.
+# A source is a function of the settings in [credentials] or [role NAME], a source of randomness,
+# and an Event that is set when nobody wants its keys any more. It returns Keys or raises
+# SourceError.
 
-ACCESS_KEY_ID = re.compile("[A-Z0-9]{16,128}")
-SECRET = re.compile("[!-~]+")
+ACCESS_KEY_ID_FORM = re.compile("[A-Z0-9]{16,128}")
+SECRET_FORM = re.compile("[!-~]+")  # of secret access keys and session tokens
+Randomness = Callable[[int], bytes]
 
 
-def generate(settings, randomness, cancelled):
+def generate_keys(settings: dict, randomness: Randomness, cancelled: threading.Event) -> Keys:
     """Make fake keys of realistic form and length."""
     real_beginning = b"!\n\torigin_ec"  # in base64 IQoJb3JpZ2luX2Vj, as in every real one
     return Keys(
@@ -1076,55 +1186,39 @@ def generate(settings, randomness, cancelled):
         session_token=base64.b64encode(real_beginning + randomness(756)).decode())
 
 
-def static(settings, randomness, cancelled):
-    """Return the keys that stand in the configuration."""
+def static_keys(settings: dict, randomness: Randomness, cancelled: threading.Event) -> Keys:
+    """Return the keys of the configuration."""
     return Keys(
         settings["access-key-id"], settings["secret-access-key"], settings["session-token"])
 
 
-def profile(settings, randomness, cancelled):
+def profile_keys(settings: dict, randomness: Randomness, cancelled: threading.Event) -> Keys:
     """Return the keys of a profile of the AWS CLI, or of its credential_process."""
-    name = settings["profile"]
-    for path in watched_files(settings):
-        found = read_profile(path, name)
-        if "credential_process" in found and "aws_access_key_id" not in found:
-            return process_keys(found["credential_process"], settings["timeout"], cancelled)
-        if "aws_access_key_id" in found or "aws_secret_access_key" in found:
-            return profile_keys(found, path)
+    name, files = settings["profile"], profile_files(settings)
+    for path in files:
+        fields = read_profile(path, name)
+        if "credential_process" in fields and "aws_access_key_id" not in fields:
+            command = fields["credential_process"]
+            return keys_of_command(command, settings["timeout"], cancelled)
+        if "aws_access_key_id" in fields or "aws_secret_access_key" in fields:
+            return keys_of_profile(fields, path)
     raise SourceError(
         "no profile %r with an access key id in %s; for SSO and assumed roles use "
-        "source = process" % (name, " or ".join(watched_files(settings))))
+        "source = process" % (name, " or ".join(files)))
 
 
-def process(settings, randomness, cancelled):
+def process_keys(settings: dict, randomness: Randomness, cancelled: threading.Event) -> Keys:
     """Return the keys that a command prints."""
-    return process_keys(settings["command"], settings["timeout"], cancelled)
+    return keys_of_command(settings["command"], settings["timeout"], cancelled)
 
 
-class Source(NamedTuple):
-    """How credentials are fetched, whether that blocks, and which settings it needs.
-
-    A source that reads files or runs commands blocks: it is fetched in a thread of its own. In
-    the thread of the server it would stop the service for everybody.
-    """
-
-    fetch: Callable[[dict, Callable[[int], bytes], threading.Event], Keys]
-    blocks: bool
-    needs: Tuple[str, ...] = ()
+def no_files(settings: dict) -> Tuple[str, ...]:
+    """Name no files: most sources depend on none."""
+    return ()
 
 
-SOURCES = {
-    "generate": Source(generate, blocks=False),
-    "static": Source(static, blocks=False, needs=("access-key-id", "secret-access-key")),
-    "profile": Source(profile, blocks=True),
-    "process": Source(process, blocks=True, needs=("command",)),
-}
-
-
-def watched_files(settings: dict) -> Tuple[str, ...]:
-    """Name the files that a source depends on: a change of one means new credentials."""
-    if settings["source"] != "profile":
-        return ()
+def profile_files(settings: dict) -> Tuple[str, ...]:
+    """Name the files in which a profile is looked for, as the AWS CLI does."""
     if settings["file"]:
         return (os.path.expanduser(settings["file"]),)
     usual = (
@@ -1134,7 +1228,28 @@ def watched_files(settings: dict) -> Tuple[str, ...]:
     return tuple(map(os.path.expanduser, usual))
 
 
-def read_profile(path, name):
+class Source(NamedTuple):
+    """How credentials are fetched, and what must be known of that.
+
+    A source that reads files or runs commands blocks: it is fetched in a thread of its own. In
+    the thread of the server it would stop the service for everybody.
+    """
+
+    fetch: Callable[[dict, Randomness, threading.Event], Keys]
+    blocks: bool
+    needs: Tuple[str, ...] = ()  # settings without which it cannot work
+    files: Callable[[dict], Tuple[str, ...]] = no_files  # a change of one means new credentials
+
+
+SOURCES = {
+    "generate": Source(generate_keys, blocks=False),
+    "static": Source(static_keys, blocks=False, needs=("access-key-id", "secret-access-key")),
+    "profile": Source(profile_keys, blocks=True, files=profile_files),
+    "process": Source(process_keys, blocks=True, needs=("command",)),
+}
+
+
+def read_profile(path: str, name: str) -> Dict[str, str]:
     """Read a profile from a shared credentials or config file, {} if it is not in there."""
     parser = configparser.RawConfigParser(strict=False, default_section="")
     try:
@@ -1154,53 +1269,70 @@ def read_profile(path, name):
     return {}
 
 
-def profile_keys(found, path):
-    """Take the keys from a profile, under the names that AWS tools have for them."""
+def read_file(path: str, limit: int = -1) -> bytes:
+    """Read a file, up to a limit. Raises OSError; for a pipe too, which could keep us waiting."""
+    with open(path, "rb", opener=open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file")
+        return file.read(limit)
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file, a pipe without a writer too."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def keys_of_profile(fields: Dict[str, str], path: str) -> Keys:
+    """Take the keys from a profile, under the names that AWS tools give them."""
     remark = ""
     if os.stat(path).st_mode & stat.S_IROTH:
         remark = "others can read %s: chmod o-r it" % path
     return checked_keys(
-        found.get("aws_access_key_id"),
-        found.get("aws_secret_access_key"),
-        found.get("aws_session_token") or found.get("aws_security_token"),
-        found.get("aws_expiration") or found.get("x_security_token_expires"),
+        fields.get("aws_access_key_id"),
+        fields.get("aws_secret_access_key"),
+        fields.get("aws_session_token") or fields.get("aws_security_token"),
+        fields.get("aws_expiration") or fields.get("x_security_token_expires"),
         remark)
 
 
-def process_keys(command, timeout, cancelled):
+def keys_of_command(command: str, timeout: float, cancelled: threading.Event) -> Keys:
     """Run a command that speaks the credential_process protocol (AWS SDK reference)."""
     output = run_command(command, timeout, cancelled)
     try:
-        found = json.loads(output.decode("utf-8"))
+        fields = json.loads(output.decode("utf-8"))
     except (ValueError, RecursionError):
         raise SourceError("the command printed no JSON")
-    if not isinstance(found, dict) or found.get("Version") != 1:
+    if not isinstance(fields, dict) or fields.get("Version") != 1:
         raise SourceError('the command printed no {"Version": 1, ...}')
-    return checked_keys(found.get("AccessKeyId"), found.get("SecretAccessKey"),
-                        found.get("SessionToken"), found.get("Expiration"))
+    return checked_keys(fields.get("AccessKeyId"), fields.get("SecretAccessKey"),
+                        fields.get("SessionToken"), fields.get("Expiration"))
 
 
-def checked_keys(access_key_id, secret_access_key, session_token, expiration, remark=""):
-    """Make Keys of what a source has, or raise SourceError unless they are whole.
+def checked_keys(access_key_id: Any, secret_access_key: Any, session_token: Any,
+                 expiration: Any, remark: str = "") -> Keys:
+    """Make Keys of the fields of a source, or raise SourceError unless they are whole.
 
     Session token and expiration may be None or "".
     """
-    session_token = "" if session_token is None else session_token
-    checks = (
-        ("access key id", access_key_id, ACCESS_KEY_ID),
-        ("secret access key", secret_access_key, SECRET),
-        ("session token", "-" if session_token == "" else session_token, SECRET),
-    )
-    for name, value, pattern in checks:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise SourceError("the %s is missing or has not the form of one" % name)
+    check_key("access key id", access_key_id, ACCESS_KEY_ID_FORM)
+    check_key("secret access key", secret_access_key, SECRET_FORM)
+    if session_token in (None, ""):
+        session_token = ""
+    else:
+        check_key("session token", session_token, SECRET_FORM)
     expires = None
     if expiration not in (None, ""):
         try:
             expires = timestamp(expiration)
         except (ValueError, TypeError):
-            raise SourceError("the expiration is no ISO 8601 time")
+            raise SourceError("the expiration is not an ISO 8601 time")
     return Keys(access_key_id, secret_access_key, session_token, expires, remark)
+
+
+def check_key(name: str, value: Any, form: Any) -> None:
+    """Refuse what is not a key in its form."""
+    if not isinstance(value, str) or not form.fullmatch(value):
+        raise SourceError("the %s is missing or does not look like one" % name)
 
 
 def run_command(command: str, timeout: float, cancelled: threading.Event) -> bytes:
@@ -1222,16 +1354,18 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
         kill_group(child)
     if child.returncode:
         raise SourceError("the command failed with %d: %s" % (
-            child.returncode, presentable(complaint)))
+            child.returncode, redacted_last_line(complaint)))
     return output
 
 
-def communicate(child, deadline, cancelled):
+def communicate(
+    child: subprocess.Popen, deadline: float, cancelled: threading.Event
+) -> Tuple[bytes, bytes]:
     """Wait for a command to end; return what it wrote to stdout and stderr."""
     while True:
         has_ended = child.poll() is not None  # asked first, so that its last words are read
         try:
-            output, complaint = child.communicate(timeout=FETCH_POLL)
+            output, complaint = child.communicate(timeout=COMMAND_POLL)
             has_ended = True
         except subprocess.TimeoutExpired as so_far:
             output, complaint = so_far.output or b"", so_far.stderr or b""
@@ -1245,8 +1379,8 @@ def communicate(child, deadline, cancelled):
             raise SourceError("the command was stopped")
 
 
-def kill_group(child):
-    """Kill a command and what it started in its process group; close the pipes."""
+def kill_group(child: subprocess.Popen) -> None:
+    """Kill a command and what it has started in its process group; close the pipes."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except OSError:  # nobody is left
@@ -1256,41 +1390,37 @@ def kill_group(child):
     child.stderr.close()
 
 
-# Variables that a credential command gets, beside those with these beginnings.
+# What a credential command gets of the environment: these, and what begins with the prefixes,
+# but not what leads back here: it would ask the service that waits for it.
 COMMAND_VARIABLES = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR",
     "DBUS_SESSION_BUS_ADDRESS", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
     "http_proxy", "https_proxy", "no_proxy",
 )
 COMMAND_PREFIXES = ("AWS_", "LC_", "XDG_", "GPG", "PASSWORD_STORE")
-NOT_FOR_COMMANDS = ("AWS_EC2_", "AWS_CONTAINER_")  # they lead back here: it would ask itself
+PREFIXES_THAT_LEAD_BACK = ("AWS_EC2_", "AWS_CONTAINER_")
 
 
-def command_environment(environ):
+def command_environment(environ: Dict[str, str]) -> Dict[str, str]:
     """Choose what a credential command gets of the environment."""
     chosen = {"AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in environ.items():
-        wanted = name in COMMAND_VARIABLES or name.startswith(COMMAND_PREFIXES)
-        if wanted and not name.startswith(NOT_FOR_COMMANDS):
+        is_useful = name in COMMAND_VARIABLES or name.startswith(COMMAND_PREFIXES)
+        if is_useful and not name.startswith(PREFIXES_THAT_LEAD_BACK):
             chosen[name] = value
     return chosen
 
 
-def presentable(complaint):
+def redacted_last_line(complaint: bytes) -> str:
     """Return the last line of what a command said, without what could be a key or a token."""
     lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["(it said nothing)"]
-    line = re.sub("[A-Za-z0-9/+=_.~%-]{16,}", without_secret, lines[-1])
-    return printable(line[:200])
+    return printable(re.sub("[A-Za-z0-9/+=_.~%-]{16,}", redacted, lines[-1])[:200])
 
 
-def without_secret(match):
-    """Hide a long word that is not all lower case."""
-    return "..." if re.search("[A-Z0-9]", match.group()) else match.group()
-
-
-def printable(text):
-    """Replace what could move the cursor of a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def redacted(match: Any) -> str:
+    """Replace a long word unless all of it is lower case."""
+    word = match.group()
+    return "..." if re.search("[A-Z0-9]", word) else word
 
 
 class RefreshableCredentials:
@@ -1300,13 +1430,13 @@ class RefreshableCredentials:
     expired or half "Success" is never given out. One fetch is under way at a time. All methods
     are called by the thread of the server.
 
-    `fetch(cancelled)` returns Keys or raises SourceError. With `call_soon_threadsafe` it runs
-    in a thread of its own and hands its outcome over by that; without, it runs at once.
-    `settings` are those of [credentials]. Credentials expire by `clock`, the wall clock;
-    attempts are paced by `monotonic`. `say` writes to the log.
+    `fetch(cancelled)` returns Keys or raises SourceError. With `call_soon_threadsafe` it runs in a
+    thread of its own and hands its outcome over by that; without, it runs at once. `settings` are
+    those of [credentials], `files` those whose change means new credentials. Credentials expire
+    by `clock`, the wall clock; attempts are paced by `monotonic`. `say` writes to the log.
     """
 
-    def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None,
+    def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None, files=(),
                  clock=time.time, monotonic=time.monotonic):
         self.role = role
         self.settings = settings
@@ -1314,35 +1444,35 @@ class RefreshableCredentials:
         self._fetch = fetch
         self._say = say
         self._call_soon_threadsafe = call_soon_threadsafe
+        self._files = files
         self._clock = clock
         self._monotonic = monotonic
-        self._good = None  # the last good Credentials
+        self._credentials = None  # the last good ones
         self._refresh_at = 0  # wall clock
-        self._again = False  # asked for while a fetch was under way
+        self._refresh_again = False  # asked for while a fetch was under way
         self._failures = 0
         self._retry_at = 0  # monotonic clock, after a failure
         self._cancelled = threading.Event()
         self._thread = None
-        self._files = watched_files(settings)
-        self._seen = fingerprint(self._files)
+        self._fingerprint = fingerprint(files)
 
     def current(self) -> Optional[Credentials]:
-        """Return the credentials of now, None if there are no good ones."""
-        now, good = self._clock(), self._good
-        if good and good.last_updated - 1 <= now < self._refresh_at:
-            return good
-        self._refresh_when_due()
-        if self._good and self._clock() < self._good.expiration:
-            return self._good
+        """Return the credentials of now; None if there are no good ones."""
+        now = self._clock()
+        if self._is_due(now):
+            self._refresh_unless_too_soon()
+        credentials = self._credentials
+        if credentials and now < credentials.expiration:
+            return credentials
         return None
 
     def refresh(self) -> None:
         """Fetch new credentials now; once more after a fetch under way, which may be too old."""
         if self.pending:
-            self._again = True
+            self._refresh_again = True
             return
         self.pending = True
-        self._seen = fingerprint(self._files)
+        self._fingerprint = fingerprint(self._files)
         if not self._call_soon_threadsafe:
             self._take(self._outcome())
             return
@@ -1353,10 +1483,11 @@ class RefreshableCredentials:
             self._take(SourceError(str(error)))
 
     def refresh_if_needed(self) -> None:
-        """Refresh if that is due, or if a file of the source has changed; called each second."""
-        if self._files and not self.pending and fingerprint(self._files) != self._seen:
+        """Refresh if a file of the source has changed, or if it is time; called each second."""
+        if self._files and not self.pending and fingerprint(self._files) != self._fingerprint:
             self.refresh()
-        self._refresh_when_due()
+        elif self._is_due(self._clock()):
+            self._refresh_unless_too_soon()
 
     def cancel(self, wait: float = 0) -> None:
         """End a fetch under way and take no outcome any more; wait some seconds for its end."""
@@ -1364,11 +1495,13 @@ class RefreshableCredentials:
         if wait and self.pending and self._thread:
             self._thread.join(wait)
 
-    def _refresh_when_due(self):
-        now, good = self._clock(), self._good
-        due = not good or now >= self._refresh_at
-        clock_went_back = good and now < good.last_updated - 1
-        if (due or clock_went_back) and not self.pending and self._monotonic() >= self._retry_at:
+    def _is_due(self, now):
+        """Tell whether it is time for new credentials, also since the clock was set back."""
+        credentials = self._credentials
+        return not credentials or not credentials.last_updated - 1 <= now < self._refresh_at
+
+    def _refresh_unless_too_soon(self):
+        if not self.pending and self._monotonic() >= self._retry_at:
             self.refresh()
 
     def _fetch_in_thread(self):
@@ -1376,11 +1509,12 @@ class RefreshableCredentials:
         self._call_soon_threadsafe(functools.partial(self._take, outcome))
 
     def _outcome(self):
+        """Fetch: Keys, or a SourceError, whatever the source does."""
         try:
             return self._fetch(self._cancelled)
         except SourceError as error:
             return error
-        except Exception as error:  # whatever a source does, the service goes on
+        except Exception as error:
             return SourceError("%s in the source" % type(error).__name__)
 
     def _take(self, outcome):
@@ -1395,20 +1529,20 @@ class RefreshableCredentials:
             self._reject(SourceError(expired), now)
         else:
             self._accept(outcome, now)
-        if self._again:
-            self._again = False
+        if self._refresh_again:
+            self._refresh_again = False
             self.refresh()
 
     def _accept(self, keys, now):
         expiration = keys.expiration
         if expiration is None:
             expiration = now + self.settings["lifetime"]
-        is_new = not self._good or self._good.keys != keys or keys.expiration is None
-        if is_new:
+        former = self._credentials
+        if not former or former.keys != keys or keys.expiration is None:
             remark = "; " + keys.remark if keys.remark else ""
             self._say("new credentials for %s: ...%s, until %s%s" % (
                 self.role, keys.access_key_id[-4:], utc(expiration), remark))
-        self._good = Credentials(keys, now, expiration)
+        self._credentials = Credentials(keys, now, expiration)
         self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
 
@@ -1417,26 +1551,26 @@ class RefreshableCredentials:
         self._failures += 1
         self._retry_at = self._monotonic() + wait
         kept = "there are none"
-        if self._good and now < self._good.expiration:
-            kept = "the old ones serve until " + utc(self._good.expiration)
+        if self._credentials and now < self._credentials.expiration:
+            kept = "the old ones serve until " + utc(self._credentials.expiration)
         self._say("no new credentials for %s: %s; %s, next attempt in %d s" % (
             self.role, error, kept, wait))
 
 
-def fingerprint(paths):
-    """Return what changes when a file is written, replaced, deleted, or made readable."""
+def fingerprint(paths: Iterable[str]) -> list:
+    """Look at files: the outcome differs once one is written, replaced, deleted, or opened up."""
     marks = []
     for path in paths:
         try:
-            found = os.stat(path)
-            marks.append((found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+            status = os.stat(path)
+            marks.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         except OSError as error:
             marks.append(error.errno)
     return marks
 
 
 def refresh_window(validity: float) -> float:
-    """Return how many seconds ahead of expiry to refresh credentials.
+    """Compute how many seconds ahead of expiry to refresh credentials.
 
     A quarter of their validity, five minutes at least, half of it at most. With six hours that
     is 90 minutes: more than the 15 in which botocore asks again and again for newer ones.
@@ -1444,12 +1578,15 @@ def refresh_window(validity: float) -> float:
     return min(validity / 2, max(REFRESH_AHEAD, validity / 4))
 
 
+ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
+
+
 def make_credentials(
     config: dict,
     say: Callable[[str], None],
     call_soon_threadsafe: Optional[Callable[[Callable], None]],
     former: Optional[Dict[str, RefreshableCredentials]] = None,
-    randomness: Callable[[int], bytes] = os.urandom,
+    randomness: Randomness = os.urandom,
 ) -> Dict[str, RefreshableCredentials]:
     """Make {role: RefreshableCredentials} of a configuration; nothing is fetched yet.
 
@@ -1463,18 +1600,18 @@ def make_credentials(
             continue
         source = SOURCES[settings["source"]]
         fetch = functools.partial(source.fetch, settings, randomness)
+        hand_over = call_soon_threadsafe if source.blocks else None
         credentials[role] = RefreshableCredentials(
-            role, settings, fetch, say, call_soon_threadsafe if source.blocks else None)
+            role, settings, fetch, say, hand_over, source.files(settings))
     return credentials
 
 
-def role_settings(config):
+def role_settings(config: dict) -> Dict[str, dict]:
     """Map each role to the settings of its credentials. Raises ConfigError."""
     roles = {IDENTITY_ROLE: default_settings("role NAME")}
-    instance_role = config["credentials"]["role"]
-    if instance_role:
-        roles[instance_role] = {
-            key: config["credentials"][key] for key in default_settings("role NAME")}
+    of_instance = config["credentials"]
+    if of_instance["role"]:
+        roles[of_instance["role"]] = {key: of_instance[key] for key in SOURCE_SETTINGS}
     for section, settings in config.items():
         kind, _, name = section.partition(" ")
         if kind != "role":
@@ -1484,7 +1621,7 @@ def role_settings(config):
             raise ConfigError("[%s]: there is a role of that name already" % section)
         if not ROLE_NAME.fullmatch(name):
             raise ConfigError(
-                "[%s]: not the name of a role; letters, digits and _+=,.@-" % section)
+                "[%s]: not the name of a role; it has letters, digits and _+=,.@-" % section)
         roles[name] = settings
     return roles
 
@@ -1496,7 +1633,7 @@ class SessionTokens:
 
     No flood of them costs memory. With a key that stays the same until the next boot they
     survive a restart of the service: 14 of 24 clients fail once when a token that they hold is
-    forgotten. 56 characters that begin with AQAEA and end with ==, as real ones.
+    forgotten. 56 characters that begin with AQAE and end with ==, as real ones (capture).
 
         prefix 3 bytes | expiry 5 bytes, milliseconds | random 7 bytes | BLAKE2b 25 bytes
     """
@@ -1505,7 +1642,7 @@ class SessionTokens:
         self._key = key
         self._clock = clock
         self._randomness = randomness
-        # Clients send the same token again and again: a sixth of a request's time is saved.
+        # Clients send the same token again and again; this saves a sixth of a request's time.
         self._expiry = functools.lru_cache(maxsize=256)(self._read_expiry)
 
     def issue(self, ttl: int) -> str:
@@ -1516,7 +1653,7 @@ class SessionTokens:
         return (text + self._seal(text)).decode()
 
     def remaining(self, token: str) -> Optional[float]:
-        """Return the seconds that a token has left, None if it is dead or none of ours."""
+        """Return the seconds that a token has left; None if it is dead or none of ours."""
         if len(token) != 56:
             return None
         left = self._expiry(token) - self._clock()
@@ -1547,10 +1684,10 @@ def session_token_key(path: str = "/proc/sys/kernel/random/boot_id") -> bytes:
 # ---------------------------------------------------------------- the service -----------------
 
 class MetadataService:
-    """The metadata service as one configuration describes it: options, tree and faults.
+    """The metadata service that a configuration describes: options, tree and faults.
 
-    A reload makes a new one, which replaces the old one as a whole. `credentials` is {role:
-    RefreshableCredentials}; `hosts` are further names under which it may be asked; `box` tells
+    A reload makes a new one, which takes the place of the old one as a whole. `credentials` is
+    {role: RefreshableCredentials}; `hosts` are further names by which it may be asked; `box` tells
     this box from others. Raises ConfigError.
     """
 
@@ -1563,21 +1700,22 @@ class MetadataService:
         self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
         self.clock = clock
         self._started = clock()
-        self.faults = [Fault(name, line, self._started)
-                       for name, line in config["faults"].items()]
+        self.faults = [Fault(name, rule, self._started)
+                       for name, rule in config["faults"].items()]
         self._events = config["events"]
         self._own = list(config["metadata"].items())
         self._instance = describe_instance(config, box, self._started)
         self._instance.credentials = credentials
         self._instance.user_data = read_user_data(config["user-data"])
-        self._instance.container_roles = self._container_roles(credentials)
+        self._instance.container_roles = [
+            Instance(container_role=role) for role in credentials if role != IDENTITY_ROLE]
         self._tree = {}
         self._built = self._stale = self._started
         self._check_tree_after_all_events()
         self._build(self._started)
 
     def find(self, path: str) -> Union[Document, RotatingDocument, None]:
-        """Return what is at a path now, None if nothing is."""
+        """Return the document at a path now; None if there is none."""
         now = self.clock()
         if not self._built <= now < self._stale:
             self._build(now)
@@ -1589,20 +1727,15 @@ class MetadataService:
                       if not isinstance(document, Listing))
 
     def fault_actions(self, path: str, has_token: bool) -> dict:
-        """Return what the faults that match a request do to it: {action: value}."""
+        """Find out what the faults that match a request do to it: {action: value}."""
         now, found = self.clock(), self.find(path)
         return merged_actions([
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
 
-    def _container_roles(self, credentials):
-        roles = [role for role in credentials if role != IDENTITY_ROLE]
-        facts = vars(self._instance)
-        return [types.SimpleNamespace(**facts, container_role=role) for role in roles]
-
     def _check_tree_after_all_events(self):
         """Refuse now what [metadata] would collide with only when an event begins."""
         if any(self._events.values()):
-            facts, _ = event_facts(self._events, self._started, float("inf"))
+            facts, _ = event_facts(self._events, self._started, FOREVER)
             self._make_tree(facts, self._started)
 
     def _build(self, now):
@@ -1612,18 +1745,17 @@ class MetadataService:
         self._built, self._stale = now, min(change, now + 3600)
 
     def _make_tree(self, events, now):
-        i = types.SimpleNamespace(**vars(self._instance))
-        vars(i).update(events, now=now)
+        i = Instance(**vars(self._instance), **events, now=now)
         return build_tree(i, self._own)
 
 
-def allowed_hosts(*lists):
+def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
     """Merge names and addresses into one set, in lower case and without brackets."""
-    return {host.lower().strip("[]") for hosts in lists for host in hosts}
+    return {host.lower().strip("[]") for host in itertools.chain(*lists)}
 
 
-def read_user_data(settings):
-    """Return the user data as bytes, None if there is none. Raises ConfigError."""
+def read_user_data(settings: dict) -> Optional[bytes]:
+    """Return the user data; None if there is none. Raises ConfigError."""
     if settings["file"] and settings["text"]:
         raise ConfigError("[user-data] text: there is a file already; only one of them")
     key, data = "text", settings["text"].encode()
@@ -1640,36 +1772,23 @@ def read_user_data(settings):
 
 
 def box_id(paths: Iterable[str] = ("/etc/machine-id", "/var/lib/dbus/machine-id")) -> str:
-    """Return what tells this box from others and stays over reboots."""
+    """Identify this box: the same over reboots, another on another box."""
     for path in paths:
         try:
             with open(path) as file:
-                found = file.read().strip()
+                machine_id = file.read().strip()
         except OSError:
             continue
-        if len(found) >= 32:
-            return found
+        if len(machine_id) >= 32:
+            return machine_id
     return "%s %012x" % (socket.gethostname(), uuid.getnode())
-
-
-def read_file(path: str, limit: int = -1) -> bytes:
-    """Read a file, some bytes at most. Raises OSError, for a pipe too: it could keep us waiting."""
-    with open(path, "rb", opener=open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is no file")
-        return file.read(limit)
-
-
-def open_without_waiting(path, flags):
-    """Open a file; a pipe without a writer too."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 # ---------------------------------------------------------------- requests --------------------
 #
-# A request is checked before anything is decided from it. What is not well-formed by RFC 9112
-# is refused, also where the RFC lets a server be lenient: leniency hides headers (a bare LF, a
-# folded line, a blank before the colon), and with them X-Forwarded-For.
+# A request is checked before anything is decided from it. What is not well-formed by RFC 9112 is
+# refused, even where the RFC lets a server be lenient: leniency hides headers (a bare LF, a folded
+# line, a blank before the colon), and X-Forwarded-For is one of them.
 
 class HTTPError(Response, Exception):
     """A refusal: a response that is raised anywhere, and sent like any other.
@@ -1684,26 +1803,25 @@ class HTTPError(Response, Exception):
 
 
 class Request:
-    """The head of a request, checked: what is decided from, and what goes to the log."""
+    """The head of a request, checked. Raises HTTPError."""
 
-    def __init__(self, line, method="", target="", minor=1, headers=None):
-        self.line = escaped(line)[:MAX_LOGGED_LINE]
+    def __init__(self, line, method, target, minor, headers):
         self.method = method
         self.minor = minor  # of the version of HTTP, 1.1 or 1.0
-        self.headers = headers or {}  # names in lower case; repeated ones joined by a comma
-        self.agent = escaped(self.headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
-        self.path, self.hosts = "", []
-        if target:
-            self._read_target(target)
-        self.keep_alive = bool(method) and self._wants_keep_alive()
+        self.headers = headers  # names in lower case; repeated ones joined by a comma
+        self.line = escaped(line)[:MAX_LOGGED_LINE]  # for the log, as is the agent
+        self.agent = escaped(headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
+        self.path = ""
+        self.hosts = []  # that it names: one, or two with an absolute target
+        self.keep_alive = self._wants_keep_alive()
         self.chunked = False
         self.length = 0  # of the body, unless it is chunked
-        self.expects = False  # waits to be asked for the body
-        if method:
-            self._read_framing()
+        self.expects_100 = False  # the body comes when it is asked for
+        self._read_target(target)
+        self._read_framing()
 
     def _read_target(self, target):
-        """Find the path, and every host that the request names."""
+        """Find the path, and the hosts."""
         hosts = [self.headers["host"]] if "host" in self.headers else []
         absolute = ABSOLUTE_FORM.match(target)
         if absolute:
@@ -1722,7 +1840,7 @@ class Request:
         return "close" not in options and (self.minor > 0 or "keep-alive" in options)
 
     def _read_framing(self):
-        """Find out how long the body is (RFC 9112, section 6); none is needed here."""
+        """Find out how long the body is (RFC 9112, section 6), although none is needed."""
         length = self.headers.get("content-length", "0")
         coding = self.headers.get("transfer-encoding")
         if coding is not None:
@@ -1739,11 +1857,22 @@ class Request:
             self._read_expectation(self.headers["expect"])
 
     def _read_expectation(self, expectation):
-        """Refuse any, as the real service does; on the token PUT s3fs needs its 100."""
+        """Refuse any expectation, as the real service does; but s3fs needs its 100 for a token."""
         is_token_put = (self.method, self.path) == ("PUT", TOKEN_PATH)
         if expectation.lower() != "100-continue" or not is_token_put:
             raise HTTPError(417, "Expect")
-        self.expects = True
+        self.expects_100 = True
+
+
+class UnreadableRequest:
+    """What stands for a request that cannot be read: enough to answer it and to log it."""
+
+    def __init__(self, received):
+        first_line = re.split(b"[\r\n]", received[:2 * MAX_LOGGED_LINE], maxsplit=1)[0]
+        self.method = ""
+        self.minor = 1
+        self.line = escaped(first_line)[:MAX_LOGGED_LINE]
+        self.agent = ""
 
 
 TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -1759,15 +1888,14 @@ CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:%s)*\r\n" % CHUNK_EXTENSION)
 CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?")
 
 # Headers that may stand once only: with two, two readers could believe different ones.
-ONCE = ("host", "content-length", "transfer-encoding", "expect", "authorization",
-        TOKEN_HEADER, TTL_HEADER)
+SINGLE_HEADERS = ("host", "content-length", "transfer-encoding", "expect", "authorization",
+                  TOKEN_HEADER, TTL_HEADER)
 
 
 def read_request(received: bytes) -> Tuple[Optional[Request], Optional[int]]:
-    """Read the first request in the bytes received; return it and where it ends.
+    """Read the first request in the bytes received; return it and the position of its end.
 
-    The request is None while its head is not all there, the end while its body is not. Raises
-    HTTPError.
+    The request is None until its head is complete, the end until its body is. Raises HTTPError.
     """
     end = received.find(b"\r\n\r\n", 0, MAX_HEAD + 4)
     if end < 0:
@@ -1781,7 +1909,7 @@ def read_request(received: bytes) -> Tuple[Optional[Request], Optional[int]]:
     return request, end if len(received) >= end else None
 
 
-def check_unfinished(received):
+def check_unfinished(received: bytes) -> None:
     """Refuse at once what can never become a request."""
     line, complete, _ = received.partition(b"\r\n")
     if has_bare_end(received) or not METHOD_START.match(received):
@@ -1794,14 +1922,14 @@ def check_unfinished(received):
         raise HTTPError(431, "head over %d bytes" % MAX_HEAD)
 
 
-def has_bare_end(received):
-    """Tell whether there is a CR or an LF without the other; a CR at the end may get its LF."""
+def has_bare_end(received: bytes) -> bool:
+    """Tell whether a CR or an LF stands without the other; a CR at the end may get its LF."""
     pairs = received.count(b"\r\n")
     returns = received.count(b"\r") - received.endswith(b"\r")
     return received.count(b"\n") != pairs or returns != pairs
 
 
-def parse_line(line):
+def parse_line(line: bytes) -> Tuple[str, str, int]:
     """Take a request line apart: method, target, minor version."""
     match = REQUEST_LINE.fullmatch(line)
     if not match:
@@ -1816,7 +1944,7 @@ def parse_line(line):
     return method, target, int(minor)
 
 
-def parse_head(head):
+def parse_head(head: bytes) -> Request:
     """Make a Request of a head without its empty line."""
     line, *lines = head.split(b"\r\n")
     if len(lines) > MAX_FIELDS:
@@ -1825,11 +1953,11 @@ def parse_head(head):
     return Request(line, method, target, minor, parse_fields(lines))
 
 
-# Clients repeat their heads to the byte: half of a request's time is saved.
+# Clients repeat their heads to the byte; this saves half of a request's time.
 cached_head = functools.lru_cache(maxsize=64)(parse_head)
 
 
-def parse_fields(lines):
+def parse_fields(lines: List[bytes]) -> Dict[str, str]:
     """Make {name in lower case: value} of header lines."""
     fields = {}
     for line in lines:
@@ -1839,14 +1967,14 @@ def parse_fields(lines):
         name = match.group(1).decode().lower()
         value = match.group(2).strip(b" \t").decode("latin-1")
         if name in fields:
-            if name in ONCE:
+            if name in SINGLE_HEADERS:
                 raise HTTPError(400, "repeated " + name)
             value = fields[name] + "," + value
         fields[name] = value
     return fields
 
 
-def host_name(text):
+def host_name(text: str) -> str:
     """Take the host, in lower case, from HOST, HOST:PORT or [IPV6]:PORT."""
     match = AUTHORITY.fullmatch(text)
     if not match:
@@ -1854,8 +1982,8 @@ def host_name(text):
     return match.group(1).strip("[]").lower()
 
 
-def end_of_chunks(received, start):
-    """Return where a chunked body ends, None while it is not all there (RFC 9112, 7.1)."""
+def end_of_chunks(received: bytes, start: int) -> Optional[int]:
+    """Find the end of a chunked body; None until it is complete (RFC 9112, section 7.1)."""
     at = start
     for _ in range(MAX_CHUNKS):
         head = CHUNK_HEAD.match(received[at:at + MAX_CHUNK_HEAD])
@@ -1876,7 +2004,7 @@ def end_of_chunks(received, start):
     raise HTTPError(413, "over %d chunks" % MAX_CHUNKS)
 
 
-def check_unfinished_chunk(received, before):
+def check_unfinished_chunk(received: bytes, before: int) -> None:
     """Refuse what can never become the head of a chunk, `before` bytes into the body."""
     if not CHUNK_START.fullmatch(received):
         raise HTTPError(400, "malformed chunk")
@@ -1884,76 +2012,57 @@ def check_unfinished_chunk(received, before):
         raise HTTPError(413, "body over %d bytes" % MAX_BODY)
 
 
-def end_of_trailers(received, at):
-    """Return where the header lines behind the last chunk end, None while they do not."""
-    if received.startswith(b"\r\n", at):
-        return at + 2
-    end = received.find(b"\r\n\r\n", at)
-    length = (len(received) if end < 0 else end) - at
-    if length > MAX_HEAD:
+def end_of_trailers(received: bytes, start: int) -> Optional[int]:
+    """Find the end of the header lines behind the last chunk; None until they are complete."""
+    if received.startswith(b"\r\n", start):
+        return start + 2
+    trailers, is_complete, _ = received[start:].partition(b"\r\n\r\n")
+    if len(trailers) > MAX_HEAD:
         raise HTTPError(431, "trailers over %d bytes" % MAX_HEAD)
-    if end < 0:
-        if has_bare_end(received[at:]):
-            raise HTTPError(400, "malformed trailer")
-        return None
-    if not all(map(FIELD.fullmatch, received[at:end].split(b"\r\n"))):
+    if has_bare_end(trailers):
         raise HTTPError(400, "malformed trailer")
-    return end + 4
-
-
-def unreadable_request(received):
-    """Make of what cannot be read what is needed to log it."""
-    return Request(received[:2 * MAX_LOGGED_LINE].split(b"\r\n")[0])
-
-
-def escaped(text):
-    """Write a text as one field of the log: printable, no quote, no backslash, no token."""
-    if isinstance(text, bytes):
-        text = text.decode("latin-1")
-    text = re.sub(r"[^ !#-\[\]-~]", lambda char: "\\x%02x" % ord(char.group()), text)
-    return re.sub(TOKEN_SHAPE, "(token)", text) if "AQAEA" in text else text
+    if not is_complete:
+        return None
+    if not all(map(FIELD.fullmatch, trailers.split(b"\r\n"))):
+        raise HTTPError(400, "malformed trailer")
+    return start + len(trailers) + 4
 
 
 # ---------------------------------------------------------------- handler ---------------------
 
 READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
-FOREVER = float("inf")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection: http.server's handler, written as a generator.
 
-    Where http.server would block, `handle` yields (event, deadline): READ or WRITE, for which
-    it waits on its connection, or NOTHING, and until when, on the monotonic clock. The server
-    resumes it when that has happened, raises TimeoutError in it when the deadline has passed,
-    and closes the connection when it ends. An OSError, TimeoutError too, ends it quietly.
+    Where http.server would block, `handle` yields (event, deadline): what it waits for on its
+    connection, READ, WRITE or NOTHING, and until when, on the monotonic clock. The server resumes
+    it when the event has come, raises TimeoutError in it when the deadline has passed, and closes
+    the connection when it ends. Any OSError ends it quietly; TimeoutError is one.
 
-    `do_GET` and the other methods return a Response or raise an HTTPError; `send_response`
-    writes either.
+    `do_GET` and the like return a Response or raise an HTTPError, which is one too.
+    `send_response` is the only place that writes status, headers and body.
     """
 
     protocol_version = "HTTP/1.1"
     server_version = "EC2ws"
 
     def __init__(self, request, client_address, server):
-        # Not super().__init__(), which would handle the whole connection before it returns.
+        # Not super().__init__(), which handles the whole connection before it returns. What
+        # socketserver calls the request is the connection; self.request is what came by it.
         self.connection = request
         self.client_address = client_address
         self.server = server
-        self.request = None  # the Request that is being answered, None between two
         self.close_connection = False
-        self.received = b""  # and not yet understood
-        self.pipelined = 0  # requests that came before the one in front of them was answered
-        self.service = None  # that answers the request, whatever a reload does meanwhile
-        self.found = None  # by the service at the path of the request
-        self.faults = {}  # {action: value} that the request suffers from
-        self.began = 0.0  # monotonic clock, when the request was whole
-        self.token_ttl = None  # seconds that the session token of the request has left
-
-    @property
-    def is_idle(self):
-        """True between two requests."""
-        return not self.request and not self.received
+        self.received = b""  # bytes of requests to come
+        self.pipelined = 0  # requests that were there before the one in front was answered
+        self.request = None  # the Request that is being answered
+        self.service = None  # that answers it, whatever a reload does meanwhile
+        self.found = None  # what the service has at its path
+        self.faults = {}  # {action: value}, what it suffers from
+        self.token_ttl = None  # seconds that its session token has left
+        self.began = None  # monotonic clock, when it was whole
 
     def handle(self):
         """Answer one request after the other, until one of them is the last."""
@@ -1965,40 +2074,52 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.send_error(error.status, error.reason)
 
     def handle_one_request(self):
-        """Receive a request, and answer it unless a fault says otherwise."""
+        """Receive a request and answer it."""
+        self.forget_request()
         self.request = yield from self.receive()
         response = yield from self.respond()
-        if response:
-            yield from self.send_response(response)
-        self.request = None
+        yield from self.send_response(response)
+
+    def forget_request(self):
+        """Get ready for another request."""
+        self.request, self.service, self.found = None, None, None
+        self.faults, self.token_ttl, self.began = {}, None, None
+
+    def is_idle(self):
+        """Tell whether no request is under way."""
+        return not self.request and not self.received
 
     # Receiving.
 
     def receive(self):
-        """Return the next request. Raises HTTPError if it is none, OSError if there is none."""
+        """Receive the next request. Raises HTTPError if it is none, OSError if none comes."""
         if self.received:
             yield from self.take_turns()
         deadline = self.server.now + IDLE_SECONDS
         asked = False
         while True:
-            if self.received.startswith(b"\r\n"):  # to be ignored (RFC 9112, section 2.2)
-                self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
+            self.skip_empty_lines()
             if self.received and self.received != b"\r":
                 request, end = read_request(self.received)
                 if end is not None:
                     break
-                if request and request.expects and not asked:
+                if request and request.expects_100 and not asked:
                     asked = True
                     yield from self.handle_expect_100()
-            if self.received:  # min: bytes that trickle in must not move it
+            if self.received:  # the first bytes set it: those that trickle in must not move it
                 deadline = min(deadline, self.server.now + REQUEST_SECONDS)
             yield from self.receive_more(deadline)
         self.received = self.received[end:]
         self.close_connection = not request.keep_alive
         return request
 
+    def skip_empty_lines(self):
+        """Ignore empty lines before a request (RFC 9112, section 2.2)."""
+        if self.received.startswith(b"\r\n"):
+            self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
+
     def receive_more(self, deadline):
-        """Wait for more bytes of a request. Raises HTTPError 408 if it is not whole in time."""
+        """Wait for more bytes of a request. Raises HTTPError 408 if they do not come in time."""
         try:
             data = yield from self.receive_bytes(deadline)
         except TimeoutError:
@@ -2010,7 +2131,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.received += data
 
     def receive_bytes(self, deadline):
-        """Return what the client sends next, b"" when it has closed."""
+        """Wait for what the client sends next; b"" means that it has closed."""
         while True:
             yield READ, deadline
             try:
@@ -2019,7 +2140,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 pass
 
     def receive_at_once(self):
-        """Return what has come already: often the request comes with the connection."""
+        """Receive what is here already: often the request comes with the connection.
+
+        For the next one `receive_bytes` waits first, which saves a system call each time.
+        """
         try:
             return self.connection.recv(RECEIVE_BYTES)
         except BlockingIOError:
@@ -2032,27 +2156,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.sleep(0)
 
     def handle_expect_100(self):
-        """Ask for the body of a request that waits to be asked."""
+        """Ask for the body of a request that comes when it is asked for."""
         yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def sleep(self, seconds):
-        """Wait; others are served meanwhile."""
+        """Wait some seconds; others are served meanwhile."""
         self.server.call_later(seconds, functools.partial(self.server.resume, self))
         yield NOTHING, FOREVER
 
     # Deciding.
 
     def respond(self):
-        """Return the response to the request, None if a fault leaves it without one."""
+        """Decide on the response. Raises OSError if the request is to stay without one."""
         self.began = time.monotonic()
         self.service = self.server.service
-        self.token_ttl = None
-        self.faults = {}
         try:
             if self.service.faults:
-                silent = yield from self.apply_faults()
-                if silent:
-                    return None
+                yield from self.apply_faults()
             self.admit()
             self.found = self.service.find(self.request.path)
             if isinstance(self.found, RotatingDocument):
@@ -2060,7 +2180,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return getattr(self, "do_" + self.request.method)()
         except HTTPError as error:
             return error
-        except OSError:  # while it waited the client has gone, or the server has stopped
+        except OSError:  # a fault; or the client has gone, or the server stopped, meanwhile
             raise
         except Exception as error:
             return HTTPError(500, place_of(error))
@@ -2070,7 +2190,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.request.path == TOKEN_PATH:
             raise HTTPError(405, headers="Allow: OPTIONS, PUT\r\n")
         if not self.found:
-            raise self.not_found()
+            return self.not_found()
         if "code" in self.faults:
             return self.failure(400, self.faults["code"], FAULT_REASON)
         document = self.found.current()
@@ -2085,15 +2205,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # send_response leaves the body out
 
     def do_PUT(self):
-        """Issue a session token (EC2 User Guide); with TTL 0 too, a dead one (capture)."""
+        """Issue a session token (EC2 User Guide); with a TTL of 0 too, a dead one (capture)."""
         if self.request.path != TOKEN_PATH:
             raise HTTPError(403, "PUT is for /latest/api/token")
-        if "x-forwarded-for" in self.request.headers:  # an SSRF could come by a proxy
+        if "x-forwarded-for" in self.request.headers:  # so come SSRFs through a proxy
             raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
         ttl = self.request.headers.get(TTL_HEADER, "")
         if not re.fullmatch("[0-9]{1,5}", ttl) or int(ttl) > MAX_TOKEN_TTL:
-            raise HTTPError(400, "%s must be 1 to %d" % (
-                "X-aws-ec2-metadata-token-ttl-seconds", MAX_TOKEN_TTL))
+            raise HTTPError(400, "%s must be 0 to %d" % (TTL_HEADER, MAX_TOKEN_TTL))
         self.token_ttl = int(ttl)
         response = Response(self.server.tokens.issue(self.token_ttl).encode())
         response.hop_limit = self.service.hop_limit
@@ -2114,9 +2233,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
 
     def admit(self):
-        """Let in who may ask: a known Host, a service that is on, a session token that is good.
+        """Let in who may ask: a known Host, an endpoint that is enabled, a good session token.
 
-        An unknown Host is that of a web page which has rebound its name to this address.
+        A web page that has rebound its name to this address comes with an unknown Host.
         """
         for host in self.request.hosts:
             if host not in self.service.hosts:
@@ -2144,7 +2263,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.token_ttl = int(remaining)
 
     def check_authorization(self):
-        """Ask for the Authorization of container credentials, where one is configured."""
+        """Ask for the Authorization of container credentials if one is configured."""
         wanted = self.service.authorization
         given = self.request.headers.get("authorization", "")
         if wanted and not hmac.compare_digest(given.encode(), wanted.encode()):
@@ -2152,32 +2271,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 401, "AccessDenied", "the Authorization header is missing or wrong")
 
     def not_found(self):
-        """Return the refusal of a path that is not there, in the form of its place."""
+        """Refuse a path that is not there, in the form of its endpoint."""
         if self.request.path.startswith(CONTAINER_PATH):
             return container_error(404, "NotFound", "no such role")
         return HTTPError(404)
 
     def failure(self, container_status, code, message):
-        """Return what stands in place of credentials; container endpoints have a status for it."""
+        """Render what stands in place of credentials; container endpoints have a status for it."""
         if self.request.path.startswith(CONTAINER_PATH):
-            raise container_error(container_status, code, message)
+            return container_error(container_status, code, message)
         now = self.service.clock()
         return Document(failure_document(code, message, now), modified=now)
 
     def wait_for_credentials(self):
-        """Wait for credentials that are on their way, as long as an SDK would wait for us."""
+        """Wait for credentials that are on their way, as long as SDKs are patient."""
         if self.request.method not in ("GET", "HEAD") or "code" in self.faults:
             return  # they would not be shown
         give_up = self.began + CLIENT_PATIENCE
         while not self.found.current() and self.found.credentials.pending:
             if time.monotonic() >= give_up:
                 return
-            yield from self.sleep(FETCH_POLL)
+            yield from self.sleep(CREDENTIALS_POLL)
 
     def apply_faults(self):
-        """Do what the faults say before a request is looked at; True if that is no answer.
+        """Wait, refuse or fall silent, as the faults of the request say.
 
-        The others of FAULT_ACTIONS take effect where self.faults is asked for them.
+        Their other actions take effect where self.faults is asked for them.
         """
         has_token = TOKEN_HEADER in self.request.headers
         self.faults = self.service.fault_actions(self.request.path, has_token)
@@ -2189,14 +2308,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if action == "refuse-token":
                 raise HTTPError(401, FAULT_REASON)
             if action in ("reset", "no-answer"):
-                self.close_connection = True
-                self.log_request(0, reason=FAULT_REASON + ": no answer")
-                if action == "reset":
-                    self.reset_when_closed()
-                else:
-                    yield from self.discard(FOREVER)  # until the client gives up
-                return True
-        return False
+                yield from self.leave_unanswered(action)
+
+    def leave_unanswered(self, action):
+        """End the connection without an answer: by a reset, or when the client gives up."""
+        self.log_request(0, reason=FAULT_REASON + ": no answer")
+        if action == "reset":
+            self.reset_when_closed()
+        else:
+            yield from self.discard(FOREVER)
+        raise ConnectionAbortedError(FAULT_REASON)
 
     # Sending.
 
@@ -2205,11 +2326,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.stopping:
             self.close_connection = True
         body = b"" if self.request.method == "HEAD" else response.body
-        spent = time.monotonic() - self.began if self.began else 0
-        self.log_request(response.status, len(body), response.reason, spent)
+        self.log_request(response.status, len(body), response.reason)
         data = b"".join((
             response.status_line, self.token_header(), response.first_headers,
-            self.standing_headers(), self.connection_header(), response.last_headers,
+            self.date_and_server(), self.connection_header(), response.last_headers,
             b"\r\n", body))
         if response.hop_limit:
             yield from self.send_with_hop_limit(data, response.hop_limit)
@@ -2222,24 +2342,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return b""
         return b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % self.token_ttl
 
-    def standing_headers(self):
-        """Render the headers that every answer has; once a second for all handlers."""
-        second, headers = self.server.dated
+    def date_and_server(self):
+        """Render the headers that every answer has; once a second for all connections."""
+        second, headers = self.server.date_and_server
         now = int(self.server.clock())
         if now != second:
             headers = ("Date: %s\r\nServer: %s\r\n" % (
                 self.date_time_string(now), self.version_string())).encode()
-            self.server.dated = now, headers
+            self.server.date_and_server = now, headers
         return headers
 
     def connection_header(self):
-        """Tell whether the connection stays open, where the client may not know."""
+        """Say what becomes of the connection, unless it is what the version of HTTP implies."""
         if self.close_connection:
             return b"Connection: close\r\n"
         return b"" if self.request.minor else b"Connection: keep-alive\r\n"
 
     def send(self, data):
-        """Send bytes, as fast as the client takes them."""
+        """Send bytes as fast as the client takes them."""
         while data:
             try:
                 sent = self.connection.send(data)
@@ -2250,7 +2370,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 yield WRITE, self.server.now + REQUEST_SECONDS
 
     def send_with_hop_limit(self, data, hops):
-        """Send bytes in packets that die after some hops (EC2 User Guide): a session token."""
+        """Send bytes in packets that live for some hops only (EC2 User Guide): a session token."""
         level, option = socket.IPPROTO_IP, socket.IP_TTL
         if self.connection.family == socket.AF_INET6:
             level, option = socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS
@@ -2263,40 +2383,40 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
         The connection ends with it, since nobody knows where the next request would begin.
         """
-        self.request = unreadable_request(self.received)
+        self.forget_request()
+        self.request = UnreadableRequest(self.received)
         self.received = b""
         self.close_connection = True
-        self.token_ttl = None
-        self.began = 0.0
         yield from self.send_response(HTTPError(code, message or ""))
         yield from self.linger()
 
     def linger(self):
-        """Read on until the client has seen the answer.
+        """Read on until the client has seen the answer and closes.
 
-        To close while bytes of the client are unread would reset the connection, and the answer
-        would be lost.
+        To close before it, with bytes of the client unread, would reset the connection, and the
+        client would lose the answer.
         """
         self.connection.shutdown(socket.SHUT_WR)
         yield from self.discard(self.server.now + LINGER_SECONDS)
 
     def discard(self, deadline):
-        """Read and forget what comes, until the client closes."""
+        """Read what comes and throw it away, until the client closes."""
         while (yield from self.receive_bytes(deadline)):
             pass
 
     def reset_when_closed(self):
-        """Have the connection reset rather than closed."""
+        """Have the connection reset rather than closed (SO_LINGER with a time of 0)."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    # What http.server has names for.
+    # Other hooks of http.server.
 
     def version_string(self):
-        """Return what the real service calls itself; http.server would add Python's version."""
+        """Name the server as the real one does, without the version of Python."""
         return self.server_version
 
-    def log_request(self, code="-", size=0, reason="", seconds=0.0):
-        """Log a request that was answered, or left without an answer."""
+    def log_request(self, code="-", size=0, reason=""):
+        """Log a request that is answered, or left without an answer."""
+        seconds = time.monotonic() - self.began if self.began else 0
         self.server.log.request(
             self.address_string(), self.request, code, size, seconds, reason)
 
@@ -2305,18 +2425,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.log.say(format % args)
 
 
-def container_error(status, code, message):
+def container_error(status: int, code: str, message: str) -> HTTPError:
     """Make a refusal in the form of the container endpoints."""
     return HTTPError(status, message, body=json.dumps({"Code": code, "Message": message}))
 
 
-def place_of(error):
+def place_of(error: BaseException) -> str:
     """Tell kind and place of an unexpected error; not its text, which may hold a secret."""
-    trace = error.__traceback__
-    while trace.tb_next:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_code.co_name
-    return "%s in %s, line %d" % (type(error).__name__, name, trace.tb_lineno)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return "%s in %s, line %d" % (type(error).__name__, frame.name, frame.lineno)
 
 
 # ---------------------------------------------------------------- server ----------------------
@@ -2330,11 +2447,11 @@ class Server(http.server.HTTPServer):
         use selectors to decide which request to work on next (or whether to handle a new
         incoming request).
 
-    The table is `unfinished`. Threads took four times the processor time, asyncio 1.9 times for
+    The table is `unfinished`. Threads cost four times the processor time, asyncio 1.9 times for
     new connections. Nothing may block in this thread: it would stop the service for everybody.
 
     `service` is the MetadataService that answers; another one may take its place at any time.
-    Only `call_soon_threadsafe` and `shutdown` may be called by other threads.
+    Other threads may call `call_soon_threadsafe` and `shutdown` only.
     """
 
     request_queue_size = 1024  # with the usual 5, half of 200 clients at once go unanswered
@@ -2346,11 +2463,11 @@ class Server(http.server.HTTPServer):
         self.tokens = tokens
         self.log = log
         self.clock = clock
-        self.dated = (0, b"")  # see Handler.standing_headers
+        self.date_and_server = (0, b"")  # second, headers: see the handler
         self.now = time.monotonic()
         self.stopping = False
-        self.limit = most_connections()
-        self.unfinished = {}  # connection -> its entry
+        self.max_connections = connection_limit()
+        self.unfinished = {}  # connection -> its Task
         self._stop_at = FOREVER
         self._is_listening = False
         self._short_of_files = False
@@ -2366,9 +2483,9 @@ class Server(http.server.HTTPServer):
         self._selector.register(self._wake_receiver, READ, self._wake)
 
     def server_bind(self):
-        """Bind without asking a resolver for our name, as HTTPServer does: 10 s without one."""
+        """Bind, but do not ask a resolver for our name as HTTPServer does: 10 s if it is away."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         self.socket.setblocking(False)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -2380,7 +2497,7 @@ class Server(http.server.HTTPServer):
         self._listen(True)
 
     def serve_forever(self, poll_interval=0.5):
-        """Serve until `shutdown`, and then until what is in flight is done."""
+        """Serve until `shutdown` or `stop`, and then until what is in flight is done."""
         self._has_stopped.clear()
         try:
             self.close_overdue()
@@ -2402,7 +2519,7 @@ class Server(http.server.HTTPServer):
         self.service_actions()
 
     def service_actions(self):
-        """Do what is due, and write the log of this round."""
+        """Call what is due, and write the log of this round."""
         while self._soon:
             self._call(self._soon.popleft())
         while self._timers and self._timers[0][0] <= self.now:
@@ -2410,7 +2527,7 @@ class Server(http.server.HTTPServer):
         self.log.flush()
 
     def shutdown(self):
-        """Have serve_forever stop, and wait until it has; to be called by another thread."""
+        """Stop serve_forever and wait until it has ended; to be called by another thread."""
         self.call_soon_threadsafe(self.stop)
         self._has_stopped.wait()
 
@@ -2420,17 +2537,17 @@ class Server(http.server.HTTPServer):
             return
         self.stopping = True
         self._stop_at = time.monotonic() + STOP_SECONDS
-        if self._is_listening:
-            self.accept_requests()
+        while self._is_listening and self.accept_requests():
+            pass
         self._listen(False)
         self.socket.close()
-        for entry in list(self.unfinished.values()):
-            if entry.handler.is_idle:
-                self.resume(entry.handler)  # for a request that has come and is not read yet
-            if entry.handler.is_idle:
-                self.shutdown_request(entry.handler.connection)
+        for task in list(self.unfinished.values()):
+            if task.handler.is_idle():
+                self.resume(task.handler)  # for a request that has come and is not read yet
+            if task.handler.is_idle():
+                self.shutdown_request(task.handler.connection)
             else:
-                entry.deadline = min(entry.deadline, self._stop_at)
+                task.deadline = min(task.deadline, self._stop_at)
 
     def server_close(self):
         """Close all sockets."""
@@ -2444,22 +2561,32 @@ class Server(http.server.HTTPServer):
     # Connections.
 
     def accept_requests(self):
-        """Take the connections that have come, as BaseServer's loop does for one."""
+        """Take the connections that have come; True if there may be more than a batch of them."""
         for _ in range(ACCEPT_BATCH):
             try:
                 request, client_address = self.get_request()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     self._pause_accepting()
-                    return
+                    return False
                 continue  # the client has gone already
             self._short_of_files = False
+            self._begin(request, client_address)
+        return True
+
+    def _begin(self, request, client_address):
+        """Begin with a connection, as BaseServer does it."""
+        try:
             if self.verify_request(request, client_address):
                 self.process_request(request, client_address)
-            else:
-                self.shutdown_request(request)
+                return
+        except OSError:  # the client has gone already
+            pass
+        except Exception:
+            self.handle_error(request, client_address)
+        self.shutdown_request(request)
 
     def get_request(self):
         """Take a connection; return it and the address of the client."""
@@ -2468,57 +2595,55 @@ class Server(http.server.HTTPServer):
         return request, client_address
 
     def verify_request(self, request, client_address):
-        """Turn a client away, with a word, where there are too many already."""
-        if len(self.unfinished) < self.limit:
+        """Turn a client away, and tell it so, if there are too many already."""
+        if len(self.unfinished) < self.max_connections:
             return True
         handler = self.RequestHandlerClass(request, client_address, self)
-        next(handler.send_error(503, "over %d connections" % self.limit), None)
+        answer = handler.send_error(503, "over %d connections" % self.max_connections)
+        next(answer, None)  # as far as it comes without waiting
         return False
 
     def process_request(self, request, client_address):
         """Begin with a connection, and keep it in the table until it is finished."""
         handler = self.RequestHandlerClass(request, client_address, self)
-        self.unfinished[request] = Unfinished(handler)
+        resume = functools.partial(self.resume, handler)
+        self.unfinished[request] = Task(handler, handler.handle(), resume)
         self.resume(handler)
 
     def resume(self, handler, error=None):
         """Have a handler go on, or raise an error in it; it may have ended meanwhile."""
-        entry = self.unfinished.get(handler.connection)
-        if not entry:
+        task = self.unfinished.get(handler.connection)
+        if not task:
             return
         try:
-            if error:
-                event, deadline = entry.steps.throw(error)
-            else:
-                event, deadline = next(entry.steps)
+            event, deadline = task.steps.throw(error) if error else next(task.steps)
+            task.deadline = min(deadline, self._stop_at)
+            if event != task.event:
+                self._watch(task, event)
         except (StopIteration, OSError):
             self.shutdown_request(handler.connection)
         except Exception:
             self.handle_error(handler.connection, handler.client_address)
             self.shutdown_request(handler.connection)
-        else:
-            entry.deadline = min(deadline, self._stop_at)
-            if event != entry.event:
-                self._watch(entry, event)
 
     def shutdown_request(self, request):
         """End a connection, whatever its handler waits for."""
-        entry = self.unfinished.pop(request, None)
-        if entry:
-            self._watch(entry, NOTHING)
-            entry.steps.close()
+        task = self.unfinished.pop(request, None)
+        if task:
+            self._watch(task, NOTHING)
+            task.steps.close()
         self.close_request(request)
 
     def handle_error(self, request, client_address):
-        """Log a defect: it costs its own connection, never the service."""
+        """Log a defect of ours: it costs its own connection, never the service."""
         self.log.say("internal error: %s" % place_of(sys.exc_info()[1]))
 
     def close_overdue(self):
-        """End the waiting of handlers whose deadline has passed; each second."""
+        """Tell handlers whose deadline has passed, each second."""
         self.call_later(1, self.close_overdue)
-        for entry in list(self.unfinished.values()):
-            if entry.deadline < self.now:
-                self.resume(entry.handler, TimeoutError())
+        for task in list(self.unfinished.values()):
+            if task.deadline < self.now:
+                self.resume(task.handler, TimeoutError())
 
     # Callbacks.
 
@@ -2528,9 +2653,10 @@ class Server(http.server.HTTPServer):
         heapq.heappush(self._timers, (due, next(self._timer_numbers), callback))
 
     def call_soon_threadsafe(self, callback: Callable[[], Any]) -> None:
-        """Have something called in the thread of the server; once, if it is waiting already.
+        """Have something called in the thread of the server, soon.
 
-        For other threads and for signal handlers, of which a storm may come.
+        For other threads and for signal handlers. What is waiting already is not called twice:
+        signals may come in storms.
         """
         if callback not in self._soon:
             self._soon.append(callback)
@@ -2551,21 +2677,20 @@ class Server(http.server.HTTPServer):
         except BlockingIOError:
             pass
 
-    def _watch(self, entry, event):
-        """Have a handler resumed when READ or WRITE is possible; NOTHING: not by its socket."""
-        connection = entry.handler.connection
-        if not event:
-            if entry.event:
+    def _watch(self, task, event):
+        """Have a handler resumed when its connection is ready for an event, or not at all."""
+        connection = task.handler.connection
+        if event == NOTHING:
+            if task.event != NOTHING:
                 self._selector.unregister(connection)
-        elif entry.event:
-            self._selector.modify(connection, event, entry.resume)
+        elif task.event == NOTHING:
+            self._selector.register(connection, event, task.resume)
         else:
-            entry.resume = functools.partial(self.resume, entry.handler)
-            self._selector.register(connection, event, entry.resume)
-        entry.event = event
+            self._selector.modify(connection, event, task.resume)
+        task.event = event
 
     def _pause_accepting(self):
-        """Wait for files to open, instead of asking again and again for what cannot be had."""
+        """Wait for files to be closed, instead of asking again and again for what cannot be had."""
         if not self._short_of_files:
             self._short_of_files = True
             self.log.say("out of open files: new connections have to wait")
@@ -2586,21 +2711,21 @@ class Server(http.server.HTTPServer):
         self._is_listening = wanted
 
 
-class Unfinished:
-    """An entry in the server's table: a handler, what it waits for, and until when."""
+class Task:
+    """An unfinished request in the server's table: a handler, its generator, what it waits for."""
 
-    __slots__ = ("handler", "steps", "event", "deadline", "resume")
+    __slots__ = ("handler", "steps", "resume", "event", "deadline")
 
-    def __init__(self, handler):
+    def __init__(self, handler, steps, resume):
         self.handler = handler
-        self.steps = handler.handle()
+        self.steps = steps
+        self.resume = resume
         self.event = NOTHING
         self.deadline = FOREVER
-        self.resume = None
 
 
-def most_connections() -> int:
-    """Return how many connections there may be; raise a low limit of open files for them."""
+def connection_limit() -> int:
+    """Compute the limit of connections; raise a low limit of open files for them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES
     if soft == resource.RLIM_INFINITY:
@@ -2616,8 +2741,8 @@ def most_connections() -> int:
 class Log:
     """The log: lines are gathered, and written once for each round of the server.
 
-    So a request costs 14 microseconds; by the module logging it costs 43. No log stops the
-    service: what cannot be written is counted, and said as soon as something can.
+    So a request costs 14 microseconds; with the module logging it costs 43. No log stops the
+    service: lines that cannot be written are counted, and the count is said when one can be.
 
         2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0"
         2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
@@ -2634,7 +2759,7 @@ class Log:
         self.reopen(path)
 
     def request(self, peer, request, status, size, seconds, reason):
-        """Note a request; `reason` is that of a refusal."""
+        """Note a request; the reason is that of a refusal."""
         self._lines.append('%s %s "%s" %d %d %.1fms "%s"%s\n' % (
             self._now(), peer, request.line, status, size, seconds * 1000, request.agent,
             reason and " " + reason))
@@ -2644,13 +2769,16 @@ class Log:
         self._lines.append("%s fake-metadata: %s\n" % (self._now(), printable(words)))
 
     def reopen(self, path: str) -> None:
-        """Open the file anew; if that fails go on with what there is, and say so."""
+        """Open the file anew; if that fails, go on with the old one and say so."""
         self.flush()
         try:
             file = open_log(path) if path else None
         except OSError as error:
-            self._say_everywhere("cannot open the log %s: %s; logging goes on to %s" % (
-                path, error.strerror, self._path or "stderr"))
+            trouble = "cannot open the log %s: %s; logging goes on to %s" % (
+                path, error.strerror, self._path or "stderr")
+            self.say(trouble)
+            if self._file is not None:
+                warn(trouble)
         else:
             self._use(file, path)
         self.flush()
@@ -2664,15 +2792,12 @@ class Log:
         written = self._write(data)
         if written < len(data):
             self._lose(data, written)
-            return
-        self._cut = b""
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            self.say("%d lines were lost while the log could not be written" % lost)
-            self.flush()
+        else:
+            self._cut = b""
+            self._say_what_was_lost()
 
     def close(self) -> None:
-        """Write what there is, and close the file."""
+        """Write the lines gathered and close the file."""
         self.flush()
         self._use(None, "")
 
@@ -2680,12 +2805,12 @@ class Log:
         former, self._file, self._path = self._file, file, path
         if former is not None:
             os.close(former)
-        if self._cut:  # it would begin the new file with half a line
+        if self._cut:  # the new file must not begin with half a line
             self._cut = b""
             self._lost += 1
 
     def _write(self, data):
-        """Write as much as can be written without waiting; return how many bytes that was."""
+        """Write as much as possible without waiting; return the number of bytes."""
         written = 0
         try:
             while written < len(data):
@@ -2706,10 +2831,14 @@ class Log:
         self._cut = rest[:rest.index(b"\n") + 1] if is_begun else b""
         self._lost += rest.count(b"\n") - bool(self._cut)
 
-    def _say_everywhere(self, words):
-        self.say(words)
-        if self._file is not None:
-            warn(words)
+    def _say_what_was_lost(self):
+        """Say how many lines were lost; if that line is lost too, they are all still to be said."""
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self.say("%d lines were lost while the log could not be written" % lost)
+            self.flush()
+            if self._lost:
+                self._lost = lost
 
     def _now(self):
         second = int(self._clock())
@@ -2718,8 +2847,8 @@ class Log:
         return self._stamp
 
 
-def open_log(path):
-    """Open a log to append to it; a pipe without waiting for its reader."""
+def open_log(path: str) -> int:
+    """Open a log to append to it, a pipe without waiting for its reader."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     return os.open(path, flags, 0o640)
 
@@ -2727,21 +2856,36 @@ def open_log(path):
 def warn(words: str) -> None:
     """Write a line to stderr."""
     try:
-        os.write(2, ("fake-metadata: %s\n" % words).encode())
+        os.write(2, ("fake-metadata: %s\n" % words).encode("utf-8", "backslashreplace"))
     except OSError:
         pass
 
 
+def escaped(text: Union[str, bytes]) -> str:
+    """Write a text of a client as one field of the log.
+
+    Printable ASCII without quotes and backslashes, without session tokens.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    text = re.sub(r"[^ !#-\[\]-~]", lambda char: "\\x%02x" % ord(char.group()), text)
+    return re.sub(TOKEN_SHAPE, "(token)", text)
+
+
+def printable(text: str) -> str:
+    """Replace what is not printable: it could move the cursor of a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 # ---------------------------------------------------------------- configuration ---------------
 #
-# First the parsers: each takes a text and returns its value, or raises ValueError with what would
-# be right. Then SETTINGS, the table of all sections and keys.
+# Parsers, SETTINGS (the table of all sections and keys), and how a file is read. A parser takes a
+# text and returns its value, or raises ValueError with what would be right.
 
-class ConfigError(Exception):
-    """A configuration is wrong: file, section, key, and what would be right, in one line."""
+Parser = Callable[[str], Any]
 
 
-def choice(*words):
+def choice(*words: str) -> Parser:
     """Make a parser of one of some words."""
     def parse(text):
         if text not in words:
@@ -2750,17 +2894,16 @@ def choice(*words):
     return parse
 
 
-def whole_number(lowest, highest):
+def whole_number(lowest: int, highest: int) -> Parser:
     """Make a parser of a whole number, without a sign."""
     def parse(text):
-        is_number = DIGITS.fullmatch(text) and lowest <= int(text) <= highest
-        if not is_number:
+        if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
             raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
         return int(text)
     return parse
 
 
-def matching(pattern, example):
+def matching(pattern: str, example: str) -> Parser:
     """Make a parser of what matches a pattern; its error hides the value, which may be secret."""
     compiled = re.compile(pattern, re.ASCII)
 
@@ -2771,45 +2914,69 @@ def matching(pattern, example):
     return parse
 
 
-def listed(parse_item):
-    """Make a parser of a list, its items separated by commas."""
+def comma_separated(parse_item: Parser) -> Parser:
+    """Make a parser of a list of items."""
     def parse(text):
         return [parse_item(item.strip()) for item in text.split(",")]
     return parse
 
 
-def optional(parse_text, nothing=""):
+def or_empty(parse_text: Parser, nothing: Any = "") -> Parser:
     """Make a parser that takes an empty text too: a fact that would be derived is left out."""
     def parse(text):
         return parse_text(text) if text else nothing
     return parse
 
 
-def resource_id(prefix):
-    """Make a parser of the id of an EC2 resource, in the short form or the long one."""
+def resource_id(prefix: str) -> Parser:
+    """Make a parser of the id of an EC2 resource, short or long."""
     return matching(prefix + "-([0-9a-f]{8}|[0-9a-f]{17})", prefix + "-0123456789abcdef0")
 
 
-def one_line(text):
-    """Take a text for one line."""
+def ip_address(make: Callable, kind: str) -> Parser:
+    """Make a parser of an address, which returns its usual form."""
+    def parse(text):
+        try:
+            if "%" in text:  # fe80::1%eth0, which Python takes since 3.9
+                raise ValueError("with a zone")
+            return str(make(text))
+        except ValueError:
+            raise ValueError("%r is not an %s address" % (text, kind))
+    return parse
+
+
+def ip_block(make: Callable, example: str) -> Parser:
+    """Make a parser of a block of addresses in its usual form."""
+    def parse(text):
+        try:
+            usual = str(make(text, strict=False))
+        except ValueError:
+            raise ValueError("%r is not a block of addresses; write it like %s" % (text, example))
+        if usual != text:
+            raise ValueError("%r is not a block of addresses; did you mean %s?" % (text, usual))
+        return text
+    return parse
+
+
+def one_line(text: str) -> str:
+    """Take a text of one line."""
     if not text or not text.isprintable():
         raise ValueError("empty, or with characters that cannot be shown")
     return text
 
 
-DIGITS = re.compile("[0-9]{1,9}")
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def duration(text: str) -> float:
     """Return the seconds of "1500ms", "90s", "5m", "6h" or "2d"."""
-    match = re.fullmatch("([0-9]{1,9})(ms|s|m|h|d)", text)
+    match = re.fullmatch("([0-9]{1,9})(%s)" % "|".join(DURATION_UNITS), text)
     if not match:
-        raise ValueError("%r is no duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
+        raise ValueError("%r is not a duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
     return int(match.group(1)) * DURATION_UNITS[match.group(2)]
 
 
-def lifetime(text):
+def lifetime(text: str) -> float:
     """Return the seconds of a lifetime of credentials, from a second to a week."""
     seconds = duration(text)
     if not 1 <= seconds <= 7 * 86400:
@@ -2817,76 +2984,17 @@ def lifetime(text):
     return seconds
 
 
-def timestamp(text: str) -> int:
-    """Return the seconds since the epoch of an ISO 8601 time, without fractions.
-
-    UTC or with an offset. Written out, since datetime.fromisoformat knows no Z before 3.11.
-    """
-    match = re.fullmatch(
-        "([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,][0-9]+)?"
-        "([Zz]|UTC|[+-][0-9]{2}:?[0-9]{2})", text)
-    wrong = ValueError("%r is no time; write it as 2026-12-01T08:00:00Z" % (text,))
-    if not match:
-        raise wrong
-    words = " ".join(match.groups()).upper().replace("UTC", "Z")
-    try:
-        return int(datetime.datetime.strptime(words, "%Y-%m-%d %H:%M:%S %z").timestamp())
-    except (ValueError, OverflowError):
-        raise wrong
-
-
-def when(text: str) -> Callable[[float], float]:
-    """Return a function from a start to the time that "+90s", or a UTC time, means."""
+def when(text: str) -> Moment:
+    """Return the moment that "+90s" or a UTC time means (see the events)."""
     if text.startswith("+"):
         seconds = duration(text[1:])
         return lambda start: start + seconds
     try:
         fixed = timestamp(text)
     except ValueError:
-        raise ValueError("%r is no time; write +90s (after start or reload) "
+        raise ValueError("%r is not a time; write +90s (after start or reload) "
                          "or 2026-12-01T08:00:00Z" % text)
     return lambda start: fixed
-
-
-def ipv4(text):
-    """Return the usual form of an IPv4 address."""
-    return ip_address(text, ipaddress.IPv4Address, "IPv4")
-
-
-def ipv6(text):
-    """Return the usual form of an IPv6 address."""
-    return ip_address(text, ipaddress.IPv6Address, "IPv6")
-
-
-def ip_address(text, make, kind):
-    """Return the usual form of an address."""
-    try:
-        if "%" in text:  # fe80::1%eth0, which Python takes since 3.9
-            raise ValueError("with a zone")
-        return str(make(text))
-    except ValueError:
-        raise ValueError("%r is no %s address" % (text, kind))
-
-
-def ipv4_block(text):
-    """Take a block of IPv4 addresses, 10.0.0.0/16."""
-    return ip_block(text, ipaddress.IPv4Network, "10.0.0.0/16")
-
-
-def ipv6_block(text):
-    """Take a block of IPv6 addresses, 2001:db8::/56."""
-    return ip_block(text, ipaddress.IPv6Network, "2001:db8::/56")
-
-
-def ip_block(text, make, example):
-    """Take a block of addresses in its usual form."""
-    try:
-        usual = str(make(text, strict=False))
-    except ValueError:
-        raise ValueError("%r is no block of addresses; write it like %s" % (text, example))
-    if usual != text:
-        raise ValueError("%r is no block of addresses; did you mean %s?" % (text, usual))
-    return text
 
 
 BIND_FORMS = (
@@ -2903,44 +3011,42 @@ def bind_address(text: str) -> Tuple[str, int]:
         if match:
             host, port = match["host"], int(match["port"] or DEFAULT_BIND[1])
             if ":" in host:
-                ipv6(host.partition("%")[0])
+                one_ipv6(host.partition("%")[0])
             if port <= 65535:
                 return host, port
-    raise ValueError("%r is no address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
+    raise ValueError("%r is not an address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
 
 
-def probability(text):
+def probability(text: str) -> float:
     """Return a number above 0 and up to 1."""
     if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
-        raise ValueError("%r is no probability; write a number such as 0.2, up to 1" % text)
+        raise ValueError("%r is not a probability; write a number such as 0.2, up to 1" % text)
     return float(text)
 
 
-def spot_interruption(text):
-    """Return (when, action) of "WHEN terminate"; the notice appears at WHEN."""
+def spot_interruption(text: str) -> Tuple[Moment, str]:
+    """Return (moment, action) of "WHEN terminate"; the notice appears at WHEN."""
     at, action = words_of(text, 2, "+90s terminate")
     return when(at), choice("terminate", "stop", "hibernate")(action)
 
 
-def maintenance(text):
-    """Return a Maintenance for each "WHEN CODE FROM TO [completed|canceled WHEN]"."""
-    return [one_maintenance(item) for item in text.split(",")]
+def scheduled_maintenance(text: str) -> List[ScheduledEvent]:
+    """Return an event for each "WHEN CODE FROM TO [completed|canceled WHEN]"."""
+    events = []
+    for item in text.split(","):
+        words = item.split()
+        if len(words) == 4:  # completed at its end, unless it says otherwise
+            item += " completed " + words[3]
+        appears, code, not_before, not_after, end_state, ends = words_of(
+            item, 6, "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
+        events.append(ScheduledEvent(
+            when(appears), choice(*MAINTENANCE_CODES)(code), when(not_before),
+            when(not_after), choice("completed", "canceled")(end_state), when(ends)))
+    return events
 
 
-def one_maintenance(text):
-    """Return the Maintenance of one event; it is completed at its end unless it says otherwise."""
-    words = text.split()
-    if len(words) == 4:
-        text += " completed " + words[3]
-    at, code, not_before, not_after, state, over = words_of(
-        text, 6, "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
-    return Maintenance(
-        when(at), choice(*MAINTENANCE)(code), when(not_before), when(not_after),
-        choice("completed", "canceled")(state), when(over))
-
-
-def lifecycle_states(text):
-    """Return [(when, state)] of "[WHEN] STATE, WHEN STATE, ..."."""
+def lifecycle_states(text: str) -> List[Tuple[Moment, str]]:
+    """Return [(moment, state)] of "[WHEN] STATE, WHEN STATE, ..."."""
     states = []
     for item in text.split(","):
         if len(item.split()) == 1:
@@ -2950,16 +3056,16 @@ def lifecycle_states(text):
     return states
 
 
-def words_of(text, count, example):
-    """Split a text into words, of which there must be so many."""
+def words_of(text: str, count: int, example: str) -> List[str]:
+    """Split a text into exactly `count` words."""
     words = text.split()
     if len(words) != count:
         raise ValueError("%r is not understood; write it like: %s" % (text.strip(), example))
     return words
 
 
-# What a fault does -> parser of the word behind it; None: there is none. In the order in which
-# they take effect, where one line has several.
+# Action of a fault -> parser of the word behind it; None: there is none. If a line has several,
+# this is the order in which they take effect.
 FAULT_ACTIONS = {
     "delay": duration,
     "reset": None,
@@ -2970,7 +3076,7 @@ FAULT_ACTIONS = {
     "expired": None,
 }
 
-# When it does so, and how often.
+# When a fault strikes, and how often.
 FAULT_LIMITS = {
     "from": when,
     "for": duration,
@@ -2979,51 +3085,55 @@ FAULT_LIMITS = {
 }
 
 
-def fault_line(text):
+def fault_rule(text: str) -> dict:
     """Return {"path": PATH, "actions": {ACTION: value}, LIMIT: value} of a line of [faults]."""
     path, *words = text.split() or [""]
     if not path.startswith("/"):
         raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
     known = {**FAULT_ACTIONS, **FAULT_LIMITS}
-    found, rest = {}, iter(words)
+    values, rest = {}, iter(words)
     for word in rest:
-        if word not in known or word in found:
+        if word not in known or word in values:
             raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(known)))
-        found[word] = known[word](next(rest, "")) if known[word] else True
-    actions = {action: found.pop(action) for action in FAULT_ACTIONS if action in found}
+        parse = known[word]
+        values[word] = parse(next(rest, "")) if parse else True
+    actions = {action: values.pop(action) for action in FAULT_ACTIONS if action in values}
     if not actions:
         raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
-    return {"path": path, "actions": actions, **found}
+    return {"path": path, "actions": actions, **values}
 
 
-ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
 one_host = matching(r"[\w:.-]*\w", "imds.example.com")
-one_secret = matching(SECRET.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+one_secret = matching(SECRET_FORM.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 one_device = matching(r"\w+", "sdf")
+one_ipv4 = ip_address(ipaddress.IPv4Address, "IPv4")
+one_ipv6 = ip_address(ipaddress.IPv6Address, "IPv6")
+one_ipv4_block = ip_block(ipaddress.IPv4Network, "10.0.0.0/16")
+one_ipv6_block = ip_block(ipaddress.IPv6Network, "2001:db8::/56")
 
-# Keys of [instance] and [interface NAME] -> (parser, default). A default of None: derived from
-# other facts; an empty one: nothing, which may also be written as an empty value.
+# Keys of [instance] and [interface NAME] -> (parser, default). A default of None: the fact is
+# derived from others. An empty default: the fact is absent, and an empty value says so too.
 INTERFACE_SETTINGS = {
     "mac": (matching("([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"), None),
     "interface-id": (resource_id("eni"), None),
-    "local-ipv4": (optional(listed(ipv4), []), None),
-    "local-hostname": (optional(one_host), None),
-    "public-ipv4": (optional(ipv4), None),
-    "public-hostname": (optional(one_host), None),
-    "ipv6": (listed(ipv6), []),
-    "security-groups": (listed(one_line), None),
-    "security-group-ids": (listed(resource_id("sg")), None),
+    "local-ipv4": (or_empty(comma_separated(one_ipv4), []), None),
+    "local-hostname": (or_empty(one_host), None),
+    "public-ipv4": (or_empty(one_ipv4), None),
+    "public-hostname": (or_empty(one_host), None),
+    "ipv6": (comma_separated(one_ipv6), []),
+    "security-groups": (comma_separated(one_line), None),
+    "security-group-ids": (comma_separated(resource_id("sg")), None),
     "subnet-id": (resource_id("subnet"), None),
-    "subnet-ipv4-cidr-block": (ipv4_block, None),
-    "subnet-ipv6-cidr-blocks": (listed(ipv6_block), None),
+    "subnet-ipv4-cidr-block": (one_ipv4_block, None),
+    "subnet-ipv6-cidr-blocks": (comma_separated(one_ipv6_block), None),
     "vpc-id": (resource_id("vpc"), None),
-    "vpc-ipv4-cidr-blocks": (listed(ipv4_block), None),
-    "vpc-ipv6-cidr-blocks": (listed(ipv6_block), None),
-    "ipv4-prefix": (listed(ipv4_block), []),
-    "ipv6-prefix": (listed(ipv6_block), []),
+    "vpc-ipv4-cidr-blocks": (comma_separated(one_ipv4_block), None),
+    "vpc-ipv6-cidr-blocks": (comma_separated(one_ipv6_block), None),
+    "ipv4-prefix": (comma_separated(one_ipv4_block), []),
+    "ipv6-prefix": (comma_separated(one_ipv6_block), []),
     "network-card": (whole_number(0, 64), ""),
 }
 
@@ -3046,7 +3156,7 @@ SETTINGS = {
     "server": {
         "bind": (bind_address, ""),
         "log": (one_line, ""),
-        "allowed-hosts": (listed(one_host), []),
+        "allowed-hosts": (comma_separated(one_host), []),
     },
     "metadata-options": {
         "http-tokens": (choice("optional", "required"), "optional"),
@@ -3069,16 +3179,16 @@ SETTINGS = {
             (matching(r"[a-z0-9]+(-[a-z]+[0-9])?(-[a-z]+)?-(az|wlz)[0-9]+", "use1-az1"), None),
         "launch-time": (timestamp, None),
         "key-name": (one_line, ""),
-        "public-key": (optional(matching(
+        "public-key": (or_empty(matching(
             r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?",
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name")), None),
         "kernel-id": (resource_id("aki"), ""),
         "ramdisk-id": (resource_id("ari"), ""),
-        "product-codes": (listed(one_line), []),
-        "billing-products": (listed(one_line), []),
+        "product-codes": (comma_separated(one_line), []),
+        "billing-products": (comma_separated(one_line), []),
         "root-device": (matching(r"/dev/\w+", "/dev/xvda"), "/dev/xvda"),
-        "ebs-volumes": (listed(one_device), []),
-        "ephemeral-volumes": (listed(one_device), []),
+        "ebs-volumes": (comma_separated(one_device), []),
+        "ephemeral-volumes": (comma_separated(one_device), []),
         **INTERFACE_SETTINGS,
     },
     "interface NAME": {
@@ -3086,7 +3196,7 @@ SETTINGS = {
         **INTERFACE_SETTINGS,
     },
     "credentials": {
-        "role": (optional(matching(ROLE_NAME.pattern, "BaseIAMRole")), "BaseIAMRole"),
+        "role": (or_empty(matching(ROLE_NAME.pattern, "BaseIAMRole")), "BaseIAMRole"),
         "extended": (choice("yes", "no"), "no"),
         **SOURCE_SETTINGS,
     },
@@ -3103,16 +3213,23 @@ SETTINGS = {
     "events": {
         "spot-interruption": (spot_interruption, ""),
         "rebalance-recommendation": (when, ""),
-        "scheduled-maintenance": (maintenance, []),
+        "scheduled-maintenance": (scheduled_maintenance, []),
         "target-lifecycle-state": (lifecycle_states, []),
     },
-    "faults": {"*": (fault_line, None)},
+    "faults": {"*": (fault_rule, None)},
 }
 
 # Section with any key -> what its keys must match, and how to say so.
 KEY_FORMS = {
     "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@"),
-    "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id"),
+    "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id, "
+                                "or a whole one that begins with /latest/"),
+}
+
+# Keys of [instance] that a variable of the environment sets too, which wins.
+VARIABLES = {
+    "public-hostname": "EC2_LOCAL_HOSTNAME",
+    "public-ipv4": "EC2_LOCAL_IPV4",
 }
 
 # Keys that [instance] had before 1.1 -> the path that each of them filled.
@@ -3139,24 +3256,34 @@ def load_config(
     defaults. Raises ConfigError.
     """
     config = {kind: default_settings(kind) for kind in SETTINGS if not kind.endswith(" NAME")}
-    sections = read_sections(path) if path else {}
-    for section, pairs in sections.items():
-        config[section] = check_section(path, section, pairs)
-    for key, variable in (("public-hostname", "EC2_LOCAL_HOSTNAME"),
-                          ("public-ipv4", "EC2_LOCAL_IPV4")):
-        if environ.get(variable):
-            parser, _ = SETTINGS["instance"][key]
-            config["instance"][key] = check_value(
-                "environment", "instance", variable, parser, environ[variable])
+    if path:
+        with naming(path):
+            for section, pairs in read_sections(path).items():
+                config[section] = check_section(section, pairs)
+    with naming("environment"):
+        for key, variable in VARIABLES.items():
+            if environ.get(variable):
+                parse, _ = SETTINGS["instance"][key]
+                config["instance"][key] = check_value(
+                    "instance", variable, parse, environ[variable])
     return config
 
 
-def default_settings(kind):
+@contextlib.contextmanager
+def naming(place: Optional[str]) -> Iterator[None]:
+    """Begin the text of a ConfigError with the place of the mistake."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError("%s: %s" % (place, error))
+
+
+def default_settings(kind: str) -> Dict[str, Any]:
     """Return the defaults of a kind of section."""
     return {key: default for key, (_, default) in SETTINGS[kind].items() if key != "*"}
 
 
-def read_sections(path):
+def read_sections(path: str) -> Dict[str, Dict[str, str]]:
     """Read a file into {section: {key: text}}. Raises ConfigError."""
     parser = configparser.RawConfigParser(
         delimiters=("=",), comment_prefixes=("#", ";"), strict=True, default_section="",
@@ -3165,87 +3292,86 @@ def read_sections(path):
     try:
         parser.read_string(read_file(path).decode("utf-8-sig"), path)
     except OSError as error:
-        raise ConfigError("%s: %s" % (path, error.strerror))
+        raise ConfigError(error.strerror)
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8")
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
         key = shown_key(getattr(error, "option", ""))
-        raise ConfigError("%s: [%s] %s: stands there twice, line %d" % (
-            path, error.section, key, error.lineno))
+        raise ConfigError("[%s] %s: is there twice, again in line %d" % (
+            error.section, key, error.lineno))
     except configparser.ParsingError as error:  # its own text shows the line, a secret maybe
         line = getattr(error, "lineno", 0) or error.errors[0][0]
-        raise ConfigError("%s: line %d is neither a [section] nor key = value" % (path, line))
-    except UnicodeDecodeError:
-        raise ConfigError("%s: is not UTF-8" % path)
+        raise ConfigError("line %d is neither a [section] nor key = value" % line)
     return {section: dict(parser.items(section)) for section in parser.sections()}
 
 
-def check_section(path, section, pairs):
+def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
     """Check the keys and values of a section; return them beside the defaults of the others."""
     kind = section if section in SETTINGS else re.sub(" .+", " NAME", section)
     if kind not in SETTINGS:
-        raise ConfigError("%s: [%s]: unknown section%s" % (
-            path, section, nearest(section, SETTINGS)))
+        raise ConfigError("[%s]: unknown section%s" % (section, nearest(section, SETTINGS)))
     settings = default_settings(kind)
     for key, text in pairs.items():
-        parser, default = check_key(path, section, key, text, SETTINGS[kind])
+        parse, default = known_key(section, key, text, SETTINGS[kind])
         if not text and default is not None and not default:
             settings[key] = default
         else:
-            settings[key] = check_value(path, section, key, parser, text)
+            settings[key] = check_value(section, key, parse, text)
     if "source" in settings:
-        check_source(path, section, settings)
+        check_source(section, settings)
     return settings
 
 
-def check_key(path, section, key, text, known):
-    """Return the (parser, default) of a key. Raises ConfigError."""
+def known_key(section: str, key: str, text: str, known: dict) -> Tuple[Parser, Any]:
+    """Return parser and default of a key. Raises ConfigError if there is no such key."""
     if key in known and key != "*":
         return known[key]
     if section == "instance" and key in FORMER_KEYS:
-        raise ConfigError("%s: [instance] %s: is no key any more; write in [metadata]: %s" % (
-            path, key, metadata_line(FORMER_KEYS[key], text)))
+        raise ConfigError("[instance] %s: is no key any more; write in [metadata]: %s" % (
+            key, metadata_line(FORMER_KEYS[key], text)))
     if "*" not in known:
-        raise ConfigError("%s: [%s] %s: unknown key%s" % (
-            path, section, shown_key(key), nearest(key, known)))
+        raise ConfigError("[%s] %s: unknown key%s" % (
+            section, shown_key(key), nearest(key, known)))
     if section in KEY_FORMS:
-        pattern, hint = KEY_FORMS[section]
-        if not pattern.fullmatch(key):
-            raise ConfigError("%s: [%s] %s: %s" % (path, section, key, hint))
+        form, hint = KEY_FORMS[section]
+        if not form.fullmatch(key):
+            raise ConfigError("[%s] %s: %s" % (section, key, hint))
     return known["*"]
 
 
-def metadata_line(path, text):
+def metadata_line(path: str, text: str) -> str:
     """Write the line of [metadata] that fills a path; of a list, one item a line."""
     first, *others = text.split(",")
     line = "%s = %s" % (path, first)
     if others:
-        line += ", and indented on a line of its own each of the others"
+        line += ", and each of the others indented on a line of its own"
     return line
 
 
-def check_value(path, section, key, parser, text):
+def check_value(section: str, key: str, parse: Parser, text: str) -> Any:
     """Return the value of a text. Raises ConfigError with what would be right."""
     try:
-        return parser(text)
+        return parse(text)
     except ValueError as error:
-        raise ConfigError("%s: [%s] %s: %s" % (path, section, key, error))
+        raise ConfigError("[%s] %s: %s" % (section, key, error))
 
 
-def check_source(path, section, settings):
+def check_source(section: str, settings: Dict[str, Any]) -> None:
     """Ask for what a source of credentials needs."""
     for key in SOURCES[settings["source"]].needs:
         if not settings[key]:
-            raise ConfigError("%s: [%s] %s: missing; source = %s needs it" % (
-                path, section, key, settings["source"]))
+            raise ConfigError("[%s] %s: missing; source = %s needs it" % (
+                section, key, settings["source"]))
 
 
-def shown_key(key):
-    """Return a key for an error, unless it may be a secret pasted on a line of its own."""
+def shown_key(key: str) -> str:
+    """Return a key for an error message, unless it may be a secret on a line of its own."""
     word = "[A-Za-z]?[a-z0-9]*"
     is_harmless = len(key) < 40 and re.fullmatch("%s([_-]%s)*" % (word, word), key)
     return key if is_harmless else "(a line)"
 
 
-def nearest(name, known):
+def nearest(name: str, known: Iterable[str]) -> str:
     """Name the nearest of what is known, or all of it."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     if near:
@@ -3273,8 +3399,7 @@ class Daemon:
         if options.address is not None:
             self.address = bind_address(options.address)
         self.server = Server(self.address, SessionTokens(session_token_key()), self.log)
-        self.credentials = self._make_credentials(self.config)
-        self.server.service = self._make_service(self.config, self.credentials)
+        self.credentials, self.server.service = self._make_service(self.config)
         self._signals = {
             signal.SIGHUP: self.reload,
             signal.SIGUSR1: self.rotate,
@@ -3291,23 +3416,23 @@ class Daemon:
             self.log.say("stopped")
         finally:
             self.close()
-            for number in self._signals:  # one that comes now must not look like a crash
+            for number in self._signals:  # a late one must not look like a crash
                 signal.signal(number, signal.SIG_IGN)
 
     def catch_signals(self) -> None:
-        """Have signals noted; what they ask for is done between two rounds of the server."""
+        """Have signals noted; the server acts on them between two rounds."""
         for number, action in self._signals.items():
             signal.signal(number, functools.partial(self._note_signal, action))
 
     def close(self) -> None:
-        """End fetches under way, close all sockets and the log."""
+        """End fetches under way; close all sockets and the log."""
         for credentials in self.credentials.values():
             credentials.cancel(wait=1)
         self.server.server_close()
         self.log.close()
 
     def dump(self) -> str:
-        """Write out every path with its value, as it would be served."""
+        """Render every path with its value, as it would be served."""
         self.fetch_first_credentials(patience=86400)
         lines = []
         for path in self.server.service.paths():
@@ -3337,14 +3462,14 @@ class Daemon:
         self._tell_supervisor("RELOADING=1")
         try:
             config = load_config(self._options.config, self._environ)
-            credentials = self._make_credentials(config, self.credentials)
-            service = self._make_service(config, credentials)
+            credentials, service = self._make_service(config, self.credentials)
         except (ConfigError, OSError) as error:
             self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % error)
         else:
             self._adopt(config, credentials, service)
-        self._tell_supervisor("READY=1")
+        finally:
+            self._tell_supervisor("READY=1")
 
     def rotate(self) -> None:
         """Make new credentials of all roles now."""
@@ -3365,23 +3490,13 @@ class Daemon:
     def _log_path(self, config):
         return self._options.log or config["server"]["log"]
 
-    def _make_credentials(self, config, former=None):
-        """Make the credentials of all roles; those whose settings are as before go on."""
-        with self._naming_the_file():
-            return make_credentials(
+    def _make_service(self, config, former=None):
+        """Make the credentials and the service that a configuration describes."""
+        with naming(self._options.config):
+            credentials = make_credentials(
                 config, self.log.say, self.server.call_soon_threadsafe, former)
-
-    def _make_service(self, config, credentials):
-        """Make the service that a configuration describes."""
-        with self._naming_the_file():
-            return MetadataService(config, credentials, self._box, (self.address[0],))
-
-    @contextlib.contextmanager
-    def _naming_the_file(self):
-        try:
-            yield
-        except ConfigError as error:
-            raise ConfigError("%s: %s" % (self._options.config, error))
+            service = MetadataService(config, credentials, self._box, (self.address[0],))
+        return credentials, service
 
     def _open(self):
         """Take the port, fetch the first credentials, open the port and say so."""
@@ -3406,7 +3521,8 @@ class Daemon:
 
     def _announce(self):
         address, port = self.server.server_address[:2]
-        url = "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
+        host = "[%s]" % address if ":" in address else address
+        url = "http://%s:%d/" % (host, port)
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
         if not (address.startswith("127.") or address == "::1"):
             self.log.say(
@@ -3485,9 +3601,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     options = make_parser().parse_args(argv)
     try:
         if options.test_config:
-            test_config(options)
+            check_config(options)
         elif options.dump:
-            dump(options)
+            print_dump(options)
         else:
             Daemon(options).run()
         return 0
@@ -3498,14 +3614,14 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
 
 
-def test_config(options):
+def check_config(options: argparse.Namespace) -> None:
     """Check everything that a start would check."""
     options.log = os.devnull
     Daemon(options).close()
     print("%s: configuration ok" % (options.config or "no file"))
 
 
-def dump(options):
+def print_dump(options: argparse.Namespace) -> None:
     """Print every path and value as they would be served."""
     options.log = os.devnull
     daemon = Daemon(options)
@@ -3517,7 +3633,7 @@ def dump(options):
     sys.stdout.buffer.write(text.encode() + b"\n")
 
 
-def open_standard_files():
+def open_standard_files() -> None:
     """Open /dev/null where stdin, stdout or stderr is closed: a socket could take its place."""
     while True:
         file = os.open(os.devnull, os.O_RDWR)

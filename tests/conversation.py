@@ -7,7 +7,7 @@ import fake_metadata
 class Loop:
     """Stands for the server of one handler: nothing waits, and what it would wait for is noted."""
 
-    stopping, now, dated = False, 0.0, (0, b"")
+    stopping, now, date_and_server = False, 0.0, (0, b"")
 
     def __init__(self, metadata, tokens):
         self.service, self.tokens, self.clock = metadata, tokens, metadata.clock

@@ -359,7 +359,7 @@ def test_former_key_with_a_list(check):
     """A list that stood in one line is one item a line in [metadata]."""
     _, said = check("[instance]\nancestor-ami-ids = ami-11111111, ami-22222222\n")
 
-    assert "ancestor-ami-ids = ami-11111111, and indented on a line of its own each of" in said
+    assert "ancestor-ami-ids = ami-11111111, and each of the others indented on a line" in said
 
 
 def test_all_defaults_are_those_that_a_parser_gives(load):

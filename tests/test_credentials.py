@@ -6,14 +6,13 @@ import re
 import shlex
 import stat
 import threading
-import time
 
 import pytest
 
 import fake_metadata
 from fake_metadata import (
     Credentials, Keys, RefreshableCredentials, RotatingDocument, SourceError, container_document,
-    credentials_document, generate, process, profile, static)
+    credentials_document, generate_keys, process_keys, profile_files, profile_keys, static_keys)
 from service import wait_for
 
 HOUR, DAY = 3600, 86400
@@ -78,7 +77,8 @@ class Scene:
         settings = settings or dict(DEFAULTS, lifetime=lifetime)
         self.credentials = RefreshableCredentials(
             "BaseIAMRole", settings, fetch, self.log.append, self.posted.put if slow else None,
-            lambda: self.now, lambda: self.uptime)
+            files=profile_files(settings) if settings["file"] else (),
+            clock=lambda: self.now, monotonic=lambda: self.uptime)
         if not slow:
             self.credentials.refresh()
 
@@ -499,7 +499,7 @@ def test_no_document_without_credentials():
 
 def test_generated_keys_have_the_form_of_real_ones():
     """Generated keys have the letters and lengths of the session credentials of a role."""
-    made = generate({}, os.urandom, NEVER)
+    made = generate_keys({}, os.urandom, NEVER)
 
     assert re.fullmatch("ASIA[A-Z2-7]{16}", made.access_key_id)
     assert re.fullmatch("[A-Za-z0-9/+]{40}", made.secret_access_key)
@@ -511,7 +511,7 @@ def test_generated_keys_have_the_form_of_real_ones():
 def test_generated_keys_come_from_the_randomness_given():
     """The same randomness makes the same keys, other randomness others."""
     def made(seed):
-        return generate({}, lambda count: bytes([seed]) * count, NEVER)
+        return generate_keys({}, lambda count: bytes([seed]) * count, NEVER)
 
     assert made(1) == made(1)
     assert not set(made(1)[:3]) & set(made(2)[:3])
@@ -522,7 +522,7 @@ def test_static_keys(load):
     settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n"
                     "session-token = %s\n" % (KEY_ID, SECRET, TOKEN))["credentials"]
 
-    assert static(settings, os.urandom, NEVER) == Keys(KEY_ID, SECRET, TOKEN, None, "")
+    assert static_keys(settings, os.urandom, NEVER) == Keys(KEY_ID, SECRET, TOKEN, None, "")
 
 
 def test_static_keys_without_session_token(load):
@@ -530,7 +530,7 @@ def test_static_keys_without_session_token(load):
     settings = load("[credentials]\nsource = static\naccess-key-id = %s\nsecret-access-key = %s\n"
                     % (KEY_ID, SECRET))["credentials"]
 
-    assert static(settings, os.urandom, NEVER).session_token == ""
+    assert static_keys(settings, os.urandom, NEVER).session_token == ""
 
 
 # Source: profile.
@@ -549,7 +549,7 @@ def aws_file(tmp_path, load):
             path.chmod(0o600)
         settings = load("[credentials]\nsource = profile\nprofile = %s\nfile = %s\n"
                         % (name, path))["credentials"]
-        return profile(settings, os.urandom, NEVER)
+        return profile_keys(settings, os.urandom, NEVER)
     read.path = path
     return read
 
@@ -695,7 +695,7 @@ def aws_home(tmp_path, load, monkeypatch):
             if content is not None:
                 (tmp_path / file).write_text(content)
         settings = load("[credentials]\nsource = profile\nprofile = %s\n" % name)["credentials"]
-        return profile(settings, os.urandom, NEVER)
+        return profile_keys(settings, os.urandom, NEVER)
     return read
 
 
@@ -720,7 +720,7 @@ def test_usual_files_are_those_of_the_home_directory(tmp_path, load, monkeypatch
     monkeypatch.delenv("AWS_CONFIG_FILE", raising=False)
     settings = load("[credentials]\nsource = profile\n")["credentials"]
 
-    assert fake_metadata.watched_files(settings) == (
+    assert profile_files(settings) == (
         str(tmp_path / ".aws/credentials"), str(tmp_path / ".aws/config"))
 
 
@@ -784,14 +784,12 @@ def printed(**changes):
 
 
 @pytest.fixture
-def command(load, monkeypatch):
+def command(load):
     """Fetch from a command: command("cat file", timeout="10s")."""
-    monkeypatch.setattr(fake_metadata, "FETCH_POLL", 0.002)
-
     def fetch(text, timeout="10s", cancelled=None):
         config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n"
                       % (text, timeout))
-        return process(config["credentials"], os.urandom, cancelled or NEVER)
+        return process_keys(config["credentials"], os.urandom, cancelled or NEVER)
     return fetch
 
 

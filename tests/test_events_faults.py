@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from conversation import converse
-from fake_metadata import Fault, SessionTokens, fault_line, utc
+from fake_metadata import Fault, SessionTokens, fault_rule, utc
 from service import TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 META = "/latest/meta-data/"
@@ -301,7 +301,7 @@ def test_pattern(make_metadata, check, pattern, path, suffers):
 ])
 def test_window(window, hits):
     """A fault strikes from its time on, for as long as it says, by default always."""
-    made = Fault("x", fault_line("/* status 503 " + window), 1796112000)
+    made = Fault("x", fault_rule("/* status 503 " + window), 1796112000)
 
     assert [second for second in (-9, 0, 1, 29, 30, 49, 50, 99999)
             if made.matches("/x", 1796112000 + second, True, None)] == hits
@@ -309,7 +309,7 @@ def test_window(window, hits):
 
 def test_times():
     """A fault with a number of times strikes so often and then no more, other paths not counted."""
-    made = Fault("x", fault_line("/x status 503 times 2"), 0)
+    made = Fault("x", fault_rule("/x status 503 times 2"), 0)
 
     assert [made.matches(path, 1, True, None) for path in ("/y", "/x", "/y", "/x", "/x", "/x")] == [
         False, True, False, True, False, False]
@@ -317,7 +317,7 @@ def test_times():
 
 def test_times_count_in_the_window_only():
     """Requests before the window do not use a fault up."""
-    made = Fault("x", fault_line("/x status 503 from +30s times 1"), 0)
+    made = Fault("x", fault_rule("/x status 503 from +30s times 1"), 0)
 
     assert [made.matches("/x", second, True, None) for second in (0, 29, 30, 31)] == [
         False, False, True, False]
@@ -326,7 +326,7 @@ def test_times_count_in_the_window_only():
 def test_probability():
     """A fault with a probability strikes so often, the same requests in each run."""
     def run(name):
-        made = Fault(name, fault_line("/* status 503 probability 0.2"), 0)
+        made = Fault(name, fault_rule("/* status 503 probability 0.2"), 0)
         return [made.matches("/x", 1, True, None) for _ in range(1000)]
 
     assert 150 < sum(run("slow")) < 250
@@ -335,14 +335,14 @@ def test_probability():
 
 def test_probability_of_one():
     """A fault with probability 1 always strikes."""
-    made = Fault("x", fault_line("/* status 503 probability 1"), 0)
+    made = Fault("x", fault_rule("/* status 503 probability 1"), 0)
 
     assert all(made.matches("/x", 1, True, None) for _ in range(100))
 
 
 def test_times_count_what_was_struck_by_chance():
     """With a probability the number of times counts the requests that suffer."""
-    made = Fault("x", fault_line("/* status 503 probability 0.5 times 3"), 0)
+    made = Fault("x", fault_rule("/* status 503 probability 0.5 times 3"), 0)
 
     assert sum(made.matches("/x", 1, True, None) for _ in range(1000)) == 3
 

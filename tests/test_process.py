@@ -245,7 +245,7 @@ def test_bad_address(capfd, address):
     code, (said, error) = fake_metadata.main([address]), capfd.readouterr()
 
     assert (code, said) == (1, "")
-    assert re.fullmatch("fake-metadata: .* is no (IPv6 )?address.*\n", error)
+    assert re.fullmatch("fake-metadata: .* is not an (IPv6 )?address.*\n", error)
 
 
 def test_exit_code_of_a_usage_error():

@@ -77,8 +77,8 @@ def test_shutdown_finishes_what_is_in_flight(serving):
     server = serving("[faults]\nslow = /latest/meta-data/instance-id delay 300ms\n")
     with connect(server) as client:
         client.sendall(REQUEST)
-        wait_for(lambda: [entry for entry in server.unfinished.values()
-                          if entry.handler.request], what="the request")
+        wait_for(lambda: [task for task in server.unfinished.values()
+                          if task.handler.request], what="the request")
 
         server.shutdown()
 
@@ -92,8 +92,8 @@ def test_shutdown_does_not_wait_for_ever(serving, monkeypatch):
     server = serving(SLOW)
     with connect(server) as client:
         client.sendall(REQUEST.replace(b"instance-id", b"mac"))
-        wait_for(lambda: [entry for entry in server.unfinished.values()
-                          if entry.handler.request], what="the request")
+        wait_for(lambda: [task for task in server.unfinished.values()
+                          if task.handler.request], what="the request")
         began = time.monotonic()
 
         server.shutdown()
@@ -172,7 +172,7 @@ def test_process_request_puts_it_into_the_table(make_server):
 def test_verify_request(make_server):
     """verify_request() is False for a client too many, who is told so."""
     server = make_server()
-    server.limit = 0
+    server.max_connections = 0
     with connect(server) as client:
         wait_for(lambda: ready(server), what="the connection")
         request, address = server.get_request()
