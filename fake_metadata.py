@@ -74,6 +74,7 @@ TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
 CONTAINER_PATH = "/v2/credentials/"
+SERVER_NAME = "EC2ws"  # of the real service, in its header Server
 
 # Versions of the metadata tree, as a real instance lists them (capture of 2026-09).
 VERSIONS = (
@@ -2046,7 +2047,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
-    server_version = "EC2ws"
 
     def __init__(self, request, client_address, server):
         # Not super().__init__(), which handles the whole connection before it returns. What
@@ -2060,6 +2060,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.request = None  # the Request that is being answered
         self.service = None  # that answers it, whatever a reload does meanwhile
         self.found = None  # what the service has at its path
+        self.document = None  # the document of now there
         self.faults = {}  # {action: value}, what it suffers from
         self.token_ttl = None  # seconds that its session token has left
         self.began = None  # monotonic clock, when it was whole
@@ -2072,6 +2073,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 yield from self.handle_one_request()
         except HTTPError as error:
             yield from self.send_error(error.status, error.reason)
+        except TimeoutError:
+            if self.received and not self.request and not self.server.stopping:
+                yield from self.send_error(408, "no whole request in %d s" % REQUEST_SECONDS)
 
     def handle_one_request(self):
         """Receive a request and answer it."""
@@ -2082,8 +2086,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def forget_request(self):
         """Get ready for another request."""
-        self.request, self.service, self.found = None, None, None
-        self.faults, self.token_ttl, self.began = {}, None, None
+        self.request = self.service = self.found = self.document = None
+        self.token_ttl = self.began = None
+        self.faults = {}
 
     def is_idle(self):
         """Tell whether no request is under way."""
@@ -2098,37 +2103,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         deadline = self.server.now + IDLE_SECONDS
         asked = False
         while True:
-            self.skip_empty_lines()
-            if self.received and self.received != b"\r":
-                request, end = read_request(self.received)
+            if self.received:
+                request, end = self.read_received()
                 if end is not None:
                     break
                 if request and request.expects_100 and not asked:
                     asked = True
                     yield from self.handle_expect_100()
-            if self.received:  # the first bytes set it: those that trickle in must not move it
+                # The first bytes set it; min, since those that trickle in must not move it.
                 deadline = min(deadline, self.server.now + REQUEST_SECONDS)
-            yield from self.receive_more(deadline)
+            data = yield from self.receive_bytes(deadline)
+            if not data:
+                raise ConnectionAbortedError("closed by the client")
+            self.received += data
         self.received = self.received[end:]
         self.close_connection = not request.keep_alive
         return request
 
-    def skip_empty_lines(self):
-        """Ignore empty lines before a request (RFC 9112, section 2.2)."""
-        if self.received.startswith(b"\r\n"):
+    def read_received(self):
+        """Read a request from what has come, but for empty lines (RFC 9112, section 2.2)."""
+        if self.received.startswith(b"\r"):
             self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
-
-    def receive_more(self, deadline):
-        """Wait for more bytes of a request. Raises HTTPError 408 if they do not come in time."""
-        try:
-            data = yield from self.receive_bytes(deadline)
-        except TimeoutError:
-            if self.received and not self.server.stopping:
-                raise HTTPError(408, "no whole request within %d s" % REQUEST_SECONDS)
-            raise
-        if not data:
-            raise ConnectionAbortedError("closed by the client")
-        self.received += data
+            if self.received in (b"", b"\r"):
+                return None, None
+        return read_request(self.received)
 
     def receive_bytes(self, deadline):
         """Wait for what the client sends next; b"" means that it has closed."""
@@ -2175,8 +2173,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 yield from self.apply_faults()
             self.admit()
             self.found = self.service.find(self.request.path)
-            if isinstance(self.found, RotatingDocument):
-                yield from self.wait_for_credentials()
+            if self.found:
+                self.document = self.found.current()
+                if not self.document:
+                    yield from self.wait_for_credentials()
             return getattr(self, "do_" + self.request.method)()
         except HTTPError as error:
             return error
@@ -2193,14 +2193,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.not_found()
         if "code" in self.faults:
             return self.failure(400, self.faults["code"], FAULT_REASON)
-        document = self.found.current()
-        if not document:
+        if not self.document:
             return self.failure(
                 503, "Failed", "the source of credentials for %s has none now; the log of "
                 "fake-metadata says why" % self.found.credentials.role)
         if "expired" in self.faults:
-            return expired_copy(document, self.service.clock())
-        return document
+            return expired_copy(self.document, self.service.clock())
+        return self.document
 
     do_HEAD = do_GET  # send_response leaves the body out
 
@@ -2288,10 +2287,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.request.method not in ("GET", "HEAD") or "code" in self.faults:
             return  # they would not be shown
         give_up = self.began + CLIENT_PATIENCE
-        while not self.found.current() and self.found.credentials.pending:
-            if time.monotonic() >= give_up:
-                return
+        while self.found.credentials.pending and time.monotonic() < give_up:
             yield from self.sleep(CREDENTIALS_POLL)
+            self.document = self.found.current()
+            if self.document:
+                return
 
     def apply_faults(self):
         """Wait, refuse or fall silent, as the faults of the request say.
@@ -2329,7 +2329,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.log_request(response.status, len(body), response.reason)
         data = b"".join((
             response.status_line, self.token_header(), response.first_headers,
-            self.date_and_server(), self.connection_header(), response.last_headers,
+            self.server.common_headers, self.connection_header(), response.last_headers,
             b"\r\n", body))
         if response.hop_limit:
             yield from self.send_with_hop_limit(data, response.hop_limit)
@@ -2341,16 +2341,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.token_ttl is None:
             return b""
         return b"X-Aws-Ec2-Metadata-Token-Ttl-Seconds: %d\r\n" % self.token_ttl
-
-    def date_and_server(self):
-        """Render the headers that every answer has; once a second for all connections."""
-        second, headers = self.server.date_and_server
-        now = int(self.server.clock())
-        if now != second:
-            headers = ("Date: %s\r\nServer: %s\r\n" % (
-                self.date_time_string(now), self.version_string())).encode()
-            self.server.date_and_server = now, headers
-        return headers
 
     def connection_header(self):
         """Say what becomes of the connection, unless it is what the version of HTTP implies."""
@@ -2412,7 +2402,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def version_string(self):
         """Name the server as the real one does, without the version of Python."""
-        return self.server_version
+        return SERVER_NAME
 
     def log_request(self, code="-", size=0, reason=""):
         """Log a request that is answered, or left without an answer."""
@@ -2463,8 +2453,7 @@ class Server(http.server.HTTPServer):
         self.tokens = tokens
         self.log = log
         self.clock = clock
-        self.date_and_server = (0, b"")  # second, headers: see the handler
-        self.now = time.monotonic()
+        self.common_headers = b""  # of all answers in a round
         self.stopping = False
         self.max_connections = connection_limit()
         self.unfinished = {}  # connection -> its Task
@@ -2481,6 +2470,8 @@ class Server(http.server.HTTPServer):
         for end in (self._wake_receiver, self._waker):
             end.setblocking(False)
         self._selector.register(self._wake_receiver, READ, self._wake)
+        self._second = None
+        self._look_at_clocks()
 
     def server_bind(self):
         """Bind, but do not ask a resolver for our name as HTTPServer does: 10 s if it is away."""
@@ -2513,7 +2504,7 @@ class Server(http.server.HTTPServer):
         if self._timers:
             timeout = max(0, self._timers[0][0] - time.monotonic())
         ready = self._selector.select(timeout)
-        self.now = time.monotonic()
+        self._look_at_clocks()
         for key, _ in ready:
             key.data()
         self.service_actions()
@@ -2546,8 +2537,6 @@ class Server(http.server.HTTPServer):
                 self.resume(task.handler)  # for a request that has come and is not read yet
             if task.handler.is_idle():
                 self.shutdown_request(task.handler.connection)
-            else:
-                task.deadline = min(task.deadline, self._stop_at)
 
     def server_close(self):
         """Close all sockets."""
@@ -2616,8 +2605,7 @@ class Server(http.server.HTTPServer):
         if not task:
             return
         try:
-            event, deadline = task.steps.throw(error) if error else next(task.steps)
-            task.deadline = min(deadline, self._stop_at)
+            event, task.deadline = task.steps.throw(error) if error else next(task.steps)
             if event != task.event:
                 self._watch(task, event)
         except (StopIteration, OSError):
@@ -2642,7 +2630,7 @@ class Server(http.server.HTTPServer):
         """Tell handlers whose deadline has passed, each second."""
         self.call_later(1, self.close_overdue)
         for task in list(self.unfinished.values()):
-            if task.deadline < self.now:
+            if min(task.deadline, self._stop_at) < self.now:
                 self.resume(task.handler, TimeoutError())
 
     # Callbacks.
@@ -2664,6 +2652,15 @@ class Server(http.server.HTTPServer):
             self._waker.send(b"\0")
         except OSError:  # full: it is awake anyhow; closed: it has stopped
             pass
+
+    def _look_at_clocks(self):
+        """Take the time of a round; the headers are made once a second, for all connections."""
+        self.now = time.monotonic()
+        second = int(self.clock())
+        if second != self._second:
+            self._second = second
+            self.common_headers = ("Date: %s\r\nServer: %s\r\n" % (
+                http_date(second), SERVER_NAME)).encode()
 
     def _call(self, callback):
         try:
@@ -2760,13 +2757,13 @@ class Log:
 
     def request(self, peer, request, status, size, seconds, reason):
         """Note a request; the reason is that of a refusal."""
-        self._lines.append('%s %s "%s" %d %d %.1fms "%s"%s\n' % (
-            self._now(), peer, request.line, status, size, seconds * 1000, request.agent,
+        self._lines.append('%s "%s" %d %d %.1fms "%s"%s\n' % (
+            peer, request.line, status, size, seconds * 1000, request.agent,
             reason and " " + reason))
 
     def say(self, words: str) -> None:
         """Note what people should know."""
-        self._lines.append("%s fake-metadata: %s\n" % (self._now(), printable(words)))
+        self._lines.append("fake-metadata: %s\n" % printable(words))
 
     def reopen(self, path: str) -> None:
         """Open the file anew; if that fails, go on with the old one and say so."""
@@ -2787,7 +2784,9 @@ class Log:
         """Write the lines gathered, without waiting for a reader."""
         if not self._lines:
             return
-        data = self._cut + "".join(self._lines).encode("utf-8", "replace")
+        self._look_at_clock()
+        text = "".join([self._stamp + line for line in self._lines])
+        data = self._cut + text.encode("utf-8", "replace")
         self._lines = []
         written = self._write(data)
         if written < len(data):
@@ -2840,11 +2839,11 @@ class Log:
             if self._lost:
                 self._lost = lost
 
-    def _now(self):
+    def _look_at_clock(self):
+        """Take the time of a round; the stamp of its lines is made once a second."""
         second = int(self._clock())
         if second != self._second:
-            self._second, self._stamp = second, utc(second)
-        return self._stamp
+            self._second, self._stamp = second, utc(second) + " "
 
 
 def open_log(path: str) -> int:

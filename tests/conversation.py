@@ -7,7 +7,7 @@ import fake_metadata
 class Loop:
     """Stands for the server of one handler: nothing waits, and what it would wait for is noted."""
 
-    stopping, now, date_and_server = False, 0.0, (0, b"")
+    stopping, now, common_headers = False, 0.0, b"Date: now\r\nServer: EC2ws\r\n"
 
     def __init__(self, metadata, tokens):
         self.service, self.tokens, self.clock = metadata, tokens, metadata.clock

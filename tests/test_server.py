@@ -1,7 +1,6 @@
 """The names of http.server and socketserver mean here what their documentation says."""
 import http.server
 import os
-import re
 import select
 import socket
 import threading
@@ -239,15 +238,13 @@ def test_inherited_names_are_those_of_http_server():
         assert getattr(fake_metadata.Handler, name) is getattr(base, name)
 
 
-def test_date_time_string(make_metadata):
-    """date_time_string() writes a time as the Date of an answer has it."""
+def test_date_time_string():
+    """date_time_string() writes a time in the form of Date; version_string() is our Server."""
     handler = fake_metadata.Handler(None, ("127.0.0.1", 1), None)
 
     assert handler.date_time_string(1796112000) == "Tue, 01 Dec 2026 08:00:00 GMT"
     assert handler.version_string() == "EC2ws"
     assert handler.responses[404][0] == "Not Found"
-    _, client = converse(make_metadata(), fake_metadata.SessionTokens(b"key"), REQUEST)
-    assert re.search(rb"\r\nDate: Tue, 01 Dec 2026 08:00:00 GMT\r\nServer: EC2ws\r\n", client.sent)
 
 
 def test_send_error(make_metadata):
