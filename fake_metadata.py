@@ -2757,7 +2757,7 @@ class Log:
 
     def request(self, peer, request, status, size, seconds, reason):
         """Note a request; the reason is that of a refusal."""
-        self._lines.append('%s "%s" %d %d %.1fms "%s"%s\n' % (
+        self._lines.append('%s "%s" %s %s %.1fms "%s"%s\n' % (
             peer, request.line, status, size, seconds * 1000, request.agent,
             reason and " " + reason))
 
