@@ -607,7 +607,8 @@ def describe_instance(config: dict, box: str, now: float) -> Instance:
     i = facts_of(config["instance"])
     i.role = config["credentials"]["role"]
     i.instance_id = i.instance_id or made_id("i-", box)
-    i.launch_time = i.launch_time or boot_time(now)
+    if i.launch_time is None:
+        i.launch_time = boot_time(now)
     i.reservation_id = i.reservation_id or made_id("r-", i.instance_id)
     derive_place(i)
     derive_hardware(i)

@@ -757,9 +757,9 @@ def seconds(text):
 def rotation(found):
     """Tell when new credentials come, by the program's own rule."""
     sys.path.insert(0, sys.argv[2])
-    from fake_metadata import margin, utc
+    from fake_metadata import refresh_window, utc
     until = seconds(found["Expiration"])
-    return utc(until - margin(until - seconds(found["LastUpdated"])))
+    return utc(until - refresh_window(until - seconds(found["LastUpdated"])))
 
 
 def main():

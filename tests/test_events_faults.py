@@ -129,7 +129,7 @@ def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
 
     clock.now += 30
 
-    assert re.fullmatch(r"""\[ 
+    assert re.fullmatch(r"""\[[ ]
   {
     "NotBefore" : "01 Dec 2026 09:00:00 GMT",
     "Code" : "system-reboot",
@@ -137,7 +137,7 @@ def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
     "EventId" : "instance-event-0[0-9a-f]{16}",
     "NotAfter" : "01 Dec 2026 10:00:00 GMT",
     "State" : "active"
-  } 
+  }[ ]
 \]""", value(metadata, SCHEDULED))
 
 

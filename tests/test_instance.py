@@ -509,6 +509,13 @@ def test_owner_of_each_interface(tree):
     assert {tree.of(mac, "owner-id") for mac in tree.macs} == {tree.document["accountId"]}
 
 
+def test_launch_time(make_metadata):
+    """The pending time is the launch time that is configured, whatever it is."""
+    tree = Tree(make_metadata("[instance]\nlaunch-time = 1970-01-01T00:00:00Z\n"))
+
+    assert tree.document["pendingTime"] == "1970-01-01T00:00:00Z"
+
+
 def test_root_device(make_metadata):
     """The block device mapping names the root device with and without its directory."""
     tree = Tree(make_metadata("[instance]\nroot-device = /dev/sda1\n"))

@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 
+import fake_metadata
 from service import ROOT
 
 INSTALLED = r"\.|venv|node_modules|cloud-init|build|__pycache__"  # folders, not the project's
@@ -29,6 +30,17 @@ def scripts(shells):
                 if re.match(br"#!.*\b(%s)\b" % shells, file.readline(100)):
                     found.append(os.path.relpath(path, ROOT))
     return sorted(found)
+
+
+def test_names_that_scripts_import():
+    """What the scripts take from the program is in it."""
+    imported = set()
+    for name in scripts(b"sh|dash|bash"):
+        with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+            for names in re.findall(r"from fake_metadata import ([\w, ]+)", file.read()):
+                imported |= set(names.split(", "))
+
+    assert imported and [name for name in imported if not hasattr(fake_metadata, name)] == []
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

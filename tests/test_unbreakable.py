@@ -16,7 +16,7 @@ import time
 import pytest
 
 import fake_metadata
-from service import (CREDENTIALS, LOG_LINE, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines,
+from service import (CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines,
                      cpu_seconds, free_port, open_connections, open_files, receive_all, resident,
                      wait_for, with_limits, WITH_LIMITS)
 from wire import PROBE, Wire, get, request
@@ -937,25 +937,6 @@ def test_one_command_at_a_time(serve, tmp_path):
              what="the last run")
     assert answers_within(service, 0.1)
     assert "begin\nbegin" not in runs.read_text() and runs.read_text().count("begin") <= 4
-
-
-def test_failing_source_is_not_asked_again_and_again(tmp_path):
-    """After each failure the source is left alone for longer, up to a minute."""
-    now, attempts = [0.0], []
-
-    def fetch(cancelled):
-        attempts.append(now[0])
-        raise fake_metadata.SourceError("no")
-
-    credentials = fake_metadata.RefreshableCredentials(
-        "Role", settings(), fetch, lambda words: None, clock=lambda: now[0],
-        monotonic=lambda: now[0])
-    for second in range(600):
-        now[0] = float(second)
-        credentials.refresh_if_needed()
-        assert credentials.current() is None
-    gaps = [after - before for before, after in zip(attempts, attempts[1:])]
-    assert len(attempts) < 20 and gaps == sorted(gaps) and 30 < max(gaps) <= 61
 
 
 def settings(**changes):
