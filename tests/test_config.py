@@ -255,6 +255,8 @@ CONFLICTS = [  # text, section and key that the error must name
     ("[metadata]\nplacement = here\n", "[metadata] placement: "),
     ("[metadata]\ninstance-id/part = x\n", "[metadata] instance-id"),
     ("[metadata]\nown = x\nown/below = y\n", "[metadata] own: "),
+    ("[metadata]\n/latest/meta-data = x\n", "[metadata] /latest/meta-data: "),
+    ("[metadata]\n/latest/own/below = x\n/latest/own = y\n", "[metadata] /latest/own: "),
     ("[metadata]\nspot = x\n[events]\nspot-interruption = +90s terminate\n", "[metadata] spot: "),
     ("[user-data]\ntext = a\nfile = /dev/null\n", "[user-data] "),
     ("[user-data]\nfile = /nowhere/user-data\n", "[user-data] file: "),

@@ -696,6 +696,24 @@ def test_key_of_tokens_is_that_of_the_boot(tmp_path):
     assert key(str(tmp_path / "none")) != key(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("uptime", [0, 2 ** 24, 2 ** 25, 2 ** 29])
+def test_token_in_the_log(uptime):
+    """Whatever the uptime, a token has the form of real ones and does not get into the log."""
+    token = fake_metadata.SessionTokens(b"key", clock=lambda: uptime).issue(21600)
+
+    assert re.fullmatch("AQAE[A-Za-z0-9_-]{50}==", token)
+    assert fake_metadata.escaped("GET /%s HTTP/1.1" % token) == "GET /(token)== HTTP/1.1"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_headers_of_an_unreadable_request_are_not_logged(service, end):
+    """What stands behind the first line of a request is not logged, whatever ends the line."""
+    service.raw(("GET /unreadable HTTP/1.1%sAuthorization: a-secret%s%s" % (end, end, end)).encode())
+
+    wait_for(lambda: "/unreadable" in service.log(), what="the line in the log")
+    assert "a-secret" not in service.log()
+
+
 # ---------------------------------------------------------------- options ----------------------
 
 REQUIRED = [  # request line, token, status

@@ -248,6 +248,12 @@ def test_bad_address(capfd, address):
     assert re.fullmatch("fake-metadata: .* is not an (IPv6 )?address.*\n", error)
 
 
+def test_name_of_a_file_that_is_no_text(capfd):
+    """The name of a file that is not UTF-8 is shown as it can be."""
+    assert fake_metadata.main(["--test-config", "--config", "/nowhere/\udcff"]) == 1
+    assert "/nowhere/\\udcff: No such file" in capfd.readouterr().err
+
+
 def test_exit_code_of_a_usage_error():
     """The exit code of the process is that of main."""
     assert run("--nonsense")[0] == 2

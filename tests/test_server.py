@@ -3,6 +3,7 @@ import http.server
 import os
 import select
 import socket
+import struct
 import threading
 import time
 
@@ -179,6 +180,37 @@ def test_verify_request(make_server):
         assert server.verify_request(request, address) is False
         server.shutdown_request(request)
         assert receive_all(client).startswith(b"HTTP/1.1 503 ")
+
+
+def test_client_too_many_that_has_gone(make_server):
+    """A client too many that has reset its connection already costs nobody anything."""
+    server = make_server()
+    server.max_connections = 0
+    server.call_later(1, lambda: None)  # so that serve_once waits no longer
+    for _ in range(3):
+        client = connect(server)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+
+    server.serve_once()
+
+    with connect(server) as client:
+        wait_for(lambda: server.serve_once() or ready(client), what="the answer")
+        assert receive_all(client).startswith(b"HTTP/1.1 503 ")
+
+
+def test_stop_takes_all_that_have_come(make_server):
+    """All clients that are in the queue when the server stops are answered."""
+    server = make_server()
+    clients = [connect(server) for _ in range(fake_metadata.ACCEPT_BATCH * 2 + 9)]
+    for client in clients:
+        client.sendall(REQUEST)
+
+    server.stop()
+
+    assert all(b" 200 OK\r\n" in receive_all(client) for client in clients)
+    for client in clients:
+        client.close()
 
 
 def test_handle_error_costs_one_connection(make_server, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -568,6 +569,30 @@ def test_full_disk_and_rotation(small_disk):
 def _text(path):
     with open(path) as file:
         return file.read()
+
+
+def test_pipe_that_is_read_too_slowly(tmp_path):
+    """A log that is a pipe loses whole lines only, and tells of each of them, sooner or later."""
+    os.mkfifo(str(tmp_path / "log"))
+    reader = os.open(str(tmp_path / "log"), os.O_RDONLY | os.O_NONBLOCK)
+    log, received = fake_metadata.Log(str(tmp_path / "log")), []
+    for number in range(20000):
+        log.say("number %d" % number)
+        log.flush()
+        if number % 50 == 0:
+            received.append(os.read(reader, 1000))
+    while select.select([reader], [], [], 0)[0]:
+        received.append(os.read(reader, 65536))
+    log.say("the end")
+    log.close()
+    received.append(os.read(reader, 65536))
+    os.close(reader)
+
+    text = b"".join(received).decode()
+    check_lines(text)
+    seen = re.findall(r"number (\d+)", text)
+    lost = sum(map(int, re.findall(r"(\d+) lines were lost", text)))
+    assert len(seen) < 20000 and len(seen) + lost == 20000
 
 
 def test_log_folder_gone(serve, tmp_path):
