@@ -1515,7 +1515,7 @@ class RefreshableCredentials:
         try:
             return self._fetch(self._cancelled)
         except SourceError as error:
-            return error
+            return error.with_traceback(None)  # it would keep all that the source has read
         except Exception as error:
             return SourceError("%s in the source" % type(error).__name__)
 
@@ -1880,12 +1880,12 @@ class UnreadableRequest:
 TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 METHOD_START = re.compile(rb"%s+(?: |\Z)" % TCHAR)
 REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % TCHAR)
-FIELD = re.compile(rb"(%s+):[ \t]*([\t -~\x80-\xff]*)" % TCHAR)
+FIELD = re.compile(rb"(%s+):([\t -~\x80-\xff]*)" % TCHAR)
 ABSOLUTE_FORM = re.compile(r"http://(?P<host>[^/?]*)", re.IGNORECASE)
 AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::[0-9]{0,5})?")
 DECIMAL = re.compile("0|[1-9][0-9]*")
 QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
-CHUNK_EXTENSION = rb";%s+(?:=(?:%s+|%s))?" % (TCHAR, TCHAR, QUOTED)
+CHUNK_EXTENSION = rb";[ \t]*%s+(?:[ \t]*=[ \t]*(?:%s+|%s))?" % (TCHAR, TCHAR, QUOTED)
 CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:%s)*\r\n" % CHUNK_EXTENSION)
 CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?")
 
@@ -2111,8 +2111,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if request and request.expects_100 and not asked:
                     asked = True
                     yield from self.handle_expect_100()
-                # The first bytes set it; min, since those that trickle in must not move it.
-                deadline = min(deadline, self.server.now + REQUEST_SECONDS)
+                if self.received:  # min: bytes that trickle in must not move it
+                    deadline = min(deadline, self.server.now + REQUEST_SECONDS)
             data = yield from self.receive_bytes(deadline)
             if not data:
                 raise ConnectionAbortedError("closed by the client")
@@ -2854,8 +2854,10 @@ def open_log(path: str) -> int:
 
 
 def warn(words: str) -> None:
-    """Write a line to stderr."""
+    """Write a line to stderr, unless nobody reads it."""
     try:
+        if not select.select((), (2,), (), 0)[1]:
+            return
         os.write(2, ("fake-metadata: %s\n" % words).encode("utf-8", "backslashreplace"))
     except OSError:
         pass
@@ -3569,8 +3571,9 @@ def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messenger:
+            messenger.setblocking(False)
             messenger.sendto(message.encode(), address)
-    except OSError:  # nobody listens any more
+    except OSError:  # nobody listens, or reads
         pass
 
 
@@ -3583,9 +3586,10 @@ def make_parser() -> argparse.ArgumentParser:
         description="Fake EC2 instance metadata service for a development box.")
     parser.add_argument("address", metavar="HOST | HOST:PORT", nargs="?",
                         help="where to listen; 127.0.0.1:8000 unless told otherwise")
-    parser.add_argument("--config", metavar="FILE",
+    parser.add_argument("--config", metavar="FILE", type=file_name,
                         help="read this configuration; without it nothing is read")
-    parser.add_argument("--log", metavar="FILE", help="log to this file; without it to stderr")
+    parser.add_argument("--log", metavar="FILE", type=file_name,
+                        help="log to this file; without it to stderr")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--test-config", action="store_true",
                         help="check the configuration, exit 0 or 1")
@@ -3593,6 +3597,13 @@ def make_parser() -> argparse.ArgumentParser:
                         help="print every path and value as they would be served")
     parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
     return parser
+
+
+def file_name(text: str) -> str:
+    """Refuse an empty name: a variable that is not set must not drop the configuration."""
+    if not text:
+        raise argparse.ArgumentTypeError("needs a file")
+    return text
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -3630,7 +3641,8 @@ def print_dump(options: argparse.Namespace) -> None:
         text = daemon.dump()
     finally:
         daemon.close()
-    sys.stdout.buffer.write(text.encode() + b"\n")
+    with open(1, "wb", closefd=False) as stdout:  # sys.stdout is None where it was closed
+        stdout.write(text.encode() + b"\n")
 
 
 def open_standard_files() -> None:

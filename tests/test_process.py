@@ -225,7 +225,8 @@ def test_any_user_can_run_it(as_nobody):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--nonsense"], ["-x"], ["--config"], ["--log"], ["127.0.0.1", "127.0.0.2"],
+    ["--nonsense"], ["-x"], ["--config"], ["--log"], ["--config="], ["--log", ""],
+    ["127.0.0.1", "127.0.0.2"],
     ["--bind=127.0.0.1"], ["--conf=x"], ["--dump", "--test-config"]])
 def test_usage_error(capfd, arguments):
     """A command line not understood ends with 2, the usage and one line of what is wrong."""
@@ -819,6 +820,25 @@ def test_reloading(serve, supervisor, text):
 
     assert supervisor.next().startswith("RELOADING=1")
     assert supervisor.next() == "READY=1"
+
+
+def test_supervisor_that_does_not_read(tmp_path):
+    """A supervisor whose queue is full holds nobody up."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(address)
+        began = time.monotonic()
+        for _ in range(2000):
+            fake_metadata.notify("READY=1", {"NOTIFY_SOCKET": address})
+
+    assert time.monotonic() - began < 5
+
+
+def test_dump_without_stdout(tmp_path):
+    """--dump with stdout closed from the outset is quiet."""
+    code, _, error = run("--dump", preexec_fn=lambda: os.close(1))
+
+    assert (code, error) == (0, "")
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "nonsense", "@", "/" + "x" * 200])

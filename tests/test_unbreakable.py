@@ -571,6 +571,37 @@ def _text(path):
         return file.read()
 
 
+def test_stderr_that_nobody_reads(serve):
+    """A full pipe as stderr holds up neither the start nor a HUP that has something to say."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    port = free_port()
+    process = subprocess.Popen([sys.executable, PROGRAM, "127.0.0.1:%d" % port], stderr=writer)
+    try:
+        wait_for(lambda: accepts(port), what="the service")
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+        os.close(reader)
+        os.close(writer)
+
+
+@pytest.mark.parametrize("field", [
+    "X:%s\x01" % (" " * 16200), "X: %s\x01" % ("\t " * 8100), "%s:" % ("X" * 16000 + " ")],
+    ids=["blanks", "tabs and blanks", "name"])
+def test_header_that_is_looked_at_once(field):
+    """The largest header that is refused at its end takes no more time than its bytes."""
+    began = time.monotonic()
+    with pytest.raises(fake_metadata.HTTPError):
+        fake_metadata.read_request(get(field))
+
+    assert time.monotonic() - began < 0.1
+
+
 def test_pipe_that_is_read_too_slowly(tmp_path):
     """A log that is a pipe loses whole lines only, and tells of each of them, sooner or later."""
     os.mkfifo(str(tmp_path / "log"))
