@@ -54,12 +54,6 @@ def rests(service):
     return cpu_seconds(service) - before < 0.02
 
 
-def wakeups(service):
-    """Return how often a service has slept and woken up so far."""
-    with open("/proc/%d/status" % service.process.pid) as status:
-        return int(status.read().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
-
-
 def idle_within(service, seconds, share):
     """Tell whether a service uses no more than a share of the processor for so many seconds."""
     before = cpu_seconds(service)
@@ -124,42 +118,6 @@ def test_deadlines_are_those_of_the_design():
     assert (fake_metadata.STOP_SECONDS, fake_metadata.FIRST_FETCH_WAIT) == (2, 3)
     assert (fake_metadata.MAX_HEAD, fake_metadata.MAX_TARGET) == (16384, 8192)
     assert fake_metadata.MAX_BODY <= 16384
-
-
-@needs_proc
-def test_without_private_modules(serve):
-    """Where Python lacks one of the private modules, the public ones do the same."""
-    service = serve("[faults]\nslow = /latest/meta-data/mac delay 50ms\n",
-                    within=[sys.executable, "-c",
-                            "import sys\nsys.modules['_heapq'] = None\n" + WITH_LIMITS])
-    assert service.get("/latest/meta-data/mac", token=service.token())[0] == 200
-    with Wire(service) as wire:
-        assert wire.kept()
-        service.signal(signal.SIGHUP)
-        wait_for(lambda: "reloaded" in service.log())
-    assert service.stop() == 0 and service.stderr() == ""
-
-
-@needs_proc
-def test_without_epoll(serve):
-    """Without epoll it asks poll: answers, timers, readers that do not read, new clients, stop."""
-    service = serve("[faults]\nslow = /latest/meta-data/mac delay 300ms\n",
-                    within=[sys.executable, "-c",
-                            "import select\ndel select.epoll\n" + WITH_LIMITS])
-    with Wire(service) as wire, service.connect() as deaf:
-        deaf.settimeout(0.2)
-        with contextlib.suppress(socket.timeout):
-            while True:
-                deaf.send(get(path=CREDENTIALS) * 100)
-        began = time.monotonic()
-        wire.send(get(path="/latest/meta-data/mac") + PROBE)
-        assert ([wire.answer().status, wire.answer().status] == [200, 200]
-                and 0.3 <= time.monotonic() - began < 1.3)
-        assert answers_within(service, 0.1)
-        before = wakeups(service)
-        threading.Event().wait(0.3)
-        assert wakeups(service) - before < 30  # it counts milliseconds, not seconds
-    assert service.stop() == 0 and service.stderr() == ""
 
 
 def test_reader_that_does_not_read(serve):
