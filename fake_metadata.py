@@ -101,7 +101,8 @@ TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
 
 # Credentials.
 REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
-COMMAND_POLL = 0.01  # seconds between two looks at a command, which may flood us meanwhile
+COMMAND_POLL = 0.05  # seconds between two looks at a running command
+SETTLE_SECONDS = 0.05  # for which nobody may have written a credentials file
 CREDENTIALS_POLL = 0.05  # seconds between two looks of a request at credentials on their way
 FIRST_FETCH_WAIT = 3  # seconds that the port stays closed for the first credentials
 CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs wait one
@@ -1198,7 +1199,7 @@ def profile_keys(settings: dict, randomness: Randomness, cancelled: threading.Ev
     """Return the keys of a profile of the AWS CLI, or of its credential_process."""
     name, files = settings["profile"], profile_files(settings)
     for path in files:
-        fields = read_profile(path, name)
+        fields = read_profile(path, name, cancelled)
         if "credential_process" in fields and "aws_access_key_id" not in fields:
             command = fields["credential_process"]
             return keys_of_command(command, settings["timeout"], cancelled)
@@ -1251,13 +1252,11 @@ SOURCES = {
 }
 
 
-def read_profile(path: str, name: str) -> Dict[str, str]:
+def read_profile(path: str, name: str, cancelled: threading.Event) -> Dict[str, str]:
     """Read a profile from a shared credentials or config file, {} if it is not in there."""
     parser = configparser.RawConfigParser(strict=False, default_section="")
     try:
-        content = read_file(path, MAX_SOURCE_BYTES + 1)
-        if len(content) > MAX_SOURCE_BYTES:
-            raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+        content = read_settled(path, cancelled)
         parser.read_string(content.decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
@@ -1269,6 +1268,21 @@ def read_profile(path: str, name: str) -> Dict[str, str]:
         if parser.has_section(section):
             return dict(parser.items(section))
     return {}
+
+
+def read_settled(path: str, cancelled: threading.Event) -> bytes:
+    """Read a credentials file unless somebody is writing it.
+
+    A key must not be taken with the secret of another.
+    """
+    before = fingerprint([path])
+    cancelled.wait(SETTLE_SECONDS)
+    content = read_file(path, MAX_SOURCE_BYTES + 1)
+    if len(content) > MAX_SOURCE_BYTES:
+        raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+    if fingerprint([path]) != before:
+        raise SourceError("%s is being written" % path)
+    return content
 
 
 def read_file(path: str, limit: int = -1) -> bytes:
@@ -1345,13 +1359,14 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
     """
     try:
         child = subprocess.Popen(
-            shlex.split(command) or [""], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True, env=command_environment(os.environ))
+            shlex.split(command) or [""], bufsize=0, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            env=command_environment(os.environ))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SourceError("the command cannot be started: %s" % reason)
     try:
-        output, complaint = communicate(child, time.monotonic() + timeout, cancelled)
+        output, complaint = read_output(child, time.monotonic() + timeout, cancelled)
     finally:
         kill_group(child)
     if child.returncode:
@@ -1360,24 +1375,28 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
     return output
 
 
-def communicate(
+def read_output(
     child: subprocess.Popen, deadline: float, cancelled: threading.Event
 ) -> Tuple[bytes, bytes]:
-    """Wait for a command to end; return what it wrote to stdout and stderr."""
+    """Wait for a command to end; return what it wrote to stdout and stderr.
+
+    Popen.communicate would not do: it reads without a limit, and goes on until everybody who has
+    inherited the pipes has closed them.
+    """
+    received = {child.stdout: b"", child.stderr: b""}
+    for pipe in received:
+        os.set_blocking(pipe.fileno(), False)
     while True:
         has_ended = child.poll() is not None  # asked first, so that its last words are read
-        try:
-            output, complaint = child.communicate(timeout=COMMAND_POLL)
-            has_ended = True
-        except subprocess.TimeoutExpired as so_far:
-            output, complaint = so_far.output or b"", so_far.stderr or b""
-        if max(len(output), len(complaint)) > MAX_SOURCE_BYTES:
-            raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
-        if has_ended:  # even if a child of its own still holds the pipes
-            return output, complaint
+        for pipe in received:
+            received[pipe] += pipe.read(MAX_SOURCE_BYTES + 1) or b""
+            if len(received[pipe]) > MAX_SOURCE_BYTES:
+                raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
+        if has_ended:
+            return received[child.stdout], received[child.stderr]
         if time.monotonic() > deadline:
             raise SourceError("the command took too long and was killed")
-        if cancelled.is_set():
+        if cancelled.wait(COMMAND_POLL):
             raise SourceError("the command was stopped")
 
 

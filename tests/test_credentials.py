@@ -539,17 +539,18 @@ PAIR = "aws_access_key_id = %s\naws_secret_access_key = %s\n" % (KEY_ID, SECRET)
 
 
 @pytest.fixture
-def aws_file(tmp_path, load):
+def aws_file(tmp_path, load, monkeypatch):
     """Read a profile from a file of the content given: aws_file(content, profile="default")."""
+    monkeypatch.setattr(fake_metadata, "SETTLE_SECONDS", 0)
     path = tmp_path / "credentials"
 
-    def read(content, name="default"):
+    def read(content, name="default", cancelled=NEVER):
         if content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
             path.chmod(0o600)
         settings = load("[credentials]\nsource = profile\nprofile = %s\nfile = %s\n"
                         % (name, path))["credentials"]
-        return profile_keys(settings, os.urandom, NEVER)
+        return profile_keys(settings, os.urandom, cancelled)
     read.path = path
     return read
 
@@ -667,6 +668,16 @@ def test_profile_by_credential_process(aws_file):
 def test_keys_of_a_profile_outrank_its_credential_process(aws_file):
     """Keys that stand in a profile are taken, as AWS clients do."""
     assert aws_file("[default]\ncredential_process = false\n" + PAIR)[0] == KEY_ID
+
+
+def test_file_that_is_being_written(aws_file):
+    """A file that is written while it is read is a failure of the source, whole as it may look."""
+    class Writing(threading.Event):
+        def wait(self, seconds):
+            aws_file.path.write_text("[default]\n" + PAIR + "# more\n")
+
+    with pytest.raises(SourceError, match="credentials is being written"):
+        aws_file("[default]\n" + PAIR, cancelled=Writing())
 
 
 def test_file_that_is_half_written(aws_file):

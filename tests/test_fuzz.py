@@ -331,6 +331,7 @@ def check_source(source, changes, content, run_command):
     wanted = dict(fake_metadata.default_settings("role NAME"), source=source, **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_metadata, "run_command", run_command)
+        patch.setattr(fake_metadata, "SETTLE_SECONDS", 0)
         try:
             keys = fake_metadata.SOURCES[source].fetch(wanted, os.urandom, threading.Event())
         except fake_metadata.SourceError as error:
