@@ -755,7 +755,7 @@ def free_address(block: str, others: List[Instance], seed: str) -> List[str]:
         return []
     network = ipaddress.ip_network(block)
     size = network.num_addresses
-    taken = [address for other in others for address in other.local_ipv4]
+    taken = list(itertools.chain(*(other.local_ipv4 for other in others)))
     begin = number_of(0, size, "address", seed)
     for step in range(size):
         offset = min(4, size - 1) + (begin + step) % max(1, size - 5)
@@ -1927,7 +1927,9 @@ def read_request(received: bytes) -> Tuple[Optional[Request], Optional[int]]:
     if request.chunked:
         return request, end_of_chunks(received, end)
     end += request.length
-    return request, end if len(received) >= end else None
+    if len(received) < end:
+        return request, None
+    return request, end
 
 
 def check_unfinished(received: bytes) -> None:
@@ -2895,7 +2897,10 @@ def escaped(text: Union[str, bytes]) -> str:
 
 def printable(text: str) -> str:
     """Replace what is not printable: it could move the cursor of a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    for char in set(text):
+        if not char.isprintable():
+            text = text.replace(char, "?")
+    return text
 
 
 # ---------------------------------------------------------------- configuration ---------------
