@@ -23,6 +23,8 @@ NOTIFY_SOCKET is the supervisor's.
 Read it from top to bottom: what it serves (the tree, the instance, events, faults, credentials,
 session tokens, the service), how it serves (requests, handler, server, log), how it is configured,
 and how it runs as a process.
+
+A comment with "(capture)" states what was recorded from a real instance.
 """
 from __future__ import annotations
 
@@ -69,14 +71,14 @@ VERSION = "1.1"
 
 # ---------------------------------------------------------------- names and limits ------------
 
-DEFAULT_BIND = ("127.0.0.1", 8000)  # REDIRECT delivers to 127.0.0.1; the LAN gets nothing
+DEFAULT_BIND = ("127.0.0.1", 8000)  # iptables' REDIRECT delivers there; the LAN cannot reach it
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
-CONTAINER_PATH = "/v2/credentials/"
-SERVER_NAME = "EC2ws"  # of the real service, in its header Server
+CONTAINER_PATH = "/v2/credentials/"  # of credentials in the form that ECS and EKS containers get
+SERVER_NAME = "EC2ws"  # what the real service sends as its Server header
 
-# Versions of the metadata tree, as a real instance lists them (capture of 2026-09).
+# Versions of the metadata tree, as a real instance listed them in September 2026 (capture).
 VERSIONS = (
     "1.0", "2007-01-19", "2007-03-01", "2007-08-29", "2007-10-10", "2007-12-15", "2008-02-01",
     "2008-09-01", "2009-04-04", "2011-01-01", "2011-05-01", "2012-01-12", "2014-02-25",
@@ -101,11 +103,11 @@ TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
 
 # Credentials.
 REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
-COMMAND_POLL = 0.05  # seconds between two looks at a running command
-SETTLE_SECONDS = 0.05  # for which nobody may have written a credentials file
-CREDENTIALS_POLL = 0.05  # seconds between two looks of a request at credentials on their way
-FIRST_FETCH_WAIT = 3  # seconds that the port stays closed for the first credentials
-CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs wait one
+COMMAND_POLL = 0.05  # seconds between two checks on a running command
+SETTLE_SECONDS = 0.05  # for which a credentials file must stay unchanged to be believed
+CREDENTIALS_POLL = 0.05  # seconds between two checks of a request that waits for credentials
+FIRST_FETCH_WAIT = 3  # seconds to keep the port closed while the first credentials are fetched
+CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs give up after 1
 MAX_SOURCE_BYTES = 65536  # output of a credential command; a shared credentials file
 MAX_BACK_OFF = 60  # seconds between two attempts at a source that fails
 
@@ -121,7 +123,7 @@ MAX_CACHED_HEAD = 1024  # bytes: longer heads are parsed anew, so that the cache
 MAX_USER_DATA = 16384  # bytes, the limit of EC2
 
 # Connections.
-REQUEST_SECONDS = 10  # for a request to be whole; for a client that takes nothing of its answer
+REQUEST_SECONDS = 10  # for a request to arrive in full; for a stalled client to take more
 IDLE_SECONDS = 60  # between two requests
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
@@ -146,8 +148,8 @@ class ConfigError(Exception):
 
 # ---------------------------------------------------------------- the tree --------------------
 #
-# What the service serves: ROUTES, and before it the documents that are more than one fact. `i`
-# is always the instance (next section), in code that reads as "i.region = ...".
+# What the service serves: ROUTES, preceded by the functions that render its longer documents.
+# `i` is always the instance (next section).
 
 def identity_document(i: Instance) -> str:
     """Render the instance identity document, with the keys in the order of the real one."""
@@ -197,7 +199,7 @@ def role_credentials(i: Instance) -> RotatingDocument:
 
 
 def extended_credentials(i: Instance) -> RotatingDocument:
-    """Serve the same with the account id, for SDKs that try this path first (Java, PR 6176)."""
+    """Serve the same with the account id: newer SDKs ask here first (aws-sdk-java-v2 PR 6176)."""
     render = functools.partial(credentials_document, account_id=i.account_id)
     return RotatingDocument(i.credentials[i.extended_role], render)
 
@@ -232,8 +234,8 @@ def user_data(i: Instance) -> Optional[Document]:
 # Path to value. A value is a text with facts of the instance in braces, or a function of the
 # instance. A row that needs a fact which the instance lacks (None), or whose function returns
 # None, is absent: 404, and in no listing. A path with {mac}, {tag}, {volume} or {container_role}
-# stands for one path for each of them. Directories are derived from the paths; the three that are
-# rows are those that a real instance lists in another way.
+# stands for one path for each of them. Directories are derived from the paths; three of them are
+# rows of their own, because a real instance lists them differently.
 ROUTES = {
     "/": "\n".join(VERSIONS),
     "/latest": "dynamic\nmeta-data\nuser-data",  # with user data and without
@@ -318,7 +320,7 @@ ROUTES = {
     "/v2/credentials/{container_role}": container_credentials,  # for AWS_CONTAINER_..._FULL_URI
 }
 
-# A part of a path -> the list of the instance that has a member for each path.
+# Placeholder in a path -> the list of the instance whose members take its place, a path for each.
 MEMBERS = {
     "{mac}": "interfaces",
     "{tag}": "tags",
@@ -336,9 +338,9 @@ LISTING_ROWS = ("/", "/latest", "/latest/meta-data/public-keys")
 def build_tree(
     i: Instance, own: Iterable[Tuple[str, str]] = ()
 ) -> Dict[str, Union[Document, RotatingDocument]]:
-    """Make {path: document}, directories included, of ROUTES and the user's own (key, value) pairs.
+    """Build {path: document} from ROUTES and the user's own (key, value) pairs; add directories.
 
-    Raises ConfigError where a path would be a value and a directory.
+    Raises ConfigError where a path would be both a value and a directory.
     """
     members = {part: members_of(i, name) for part, name in MEMBERS.items()}
     documents = {}
@@ -348,8 +350,7 @@ def build_tree(
             add_row(documents, path, value, member)
     for key, value in own:
         add_own(documents, own_path(key), value, i.now)
-    if own:
-        check_nesting(documents)
+    check_nesting(documents)
     tree = {}
     for path, names in directories_of(documents).items():
         tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
@@ -358,7 +359,7 @@ def build_tree(
 
 
 def members_of(i: Instance, name: str) -> List[Instance]:
-    """List the members of a list of the instance, each with the other facts of the instance."""
+    """List the members of i.NAME, each of them together with the facts of the instance."""
     members = []
     for member in getattr(i, name) or ():
         members.append(Instance(**{**vars(i), **vars(member)}))
@@ -384,10 +385,10 @@ class MissingFact(Exception):
 
 
 class Facts(dict):
-    """The facts of an instance as they are served: a list is one item a line."""
+    """The facts of an instance as they are served: lists have one item per line."""
 
     def __getitem__(self, name):
-        value = super().__getitem__(name)  # KeyError: a row of ROUTES has a name that is none
+        value = super().__getitem__(name)  # a KeyError means a typo in ROUTES
         if value is None:
             raise MissingFact(name)
         if isinstance(value, list):
@@ -396,14 +397,14 @@ class Facts(dict):
 
 
 def own_path(key: str) -> str:
-    """Return the path that a key of [metadata] means: one below meta-data/, or a whole one."""
+    """Expand a key of [metadata] to a path: a relative key is below /latest/meta-data/."""
     if key.startswith("/latest/"):
         return key.rstrip("/")
     return "/latest/meta-data/" + key.strip("/")
 
 
 def add_own(documents: dict, path: str, value: str, now: float) -> None:
-    """Add a value of the user's; an empty one removes the path and all below it."""
+    """Add one of the user's own values; an empty one removes the path and all below it."""
     if value:
         documents[path] = Document(value, modified=now)
         return
@@ -412,7 +413,7 @@ def add_own(documents: dict, path: str, value: str, now: float) -> None:
             del documents[other]
 
 
-def check_nesting(documents: Iterable[str]) -> None:
+def check_nesting(documents: dict) -> None:
     """Refuse a value at a path that has others below it: it would be a file and a directory."""
     for path in documents:
         parent = path.rpartition("/")[0]
@@ -424,7 +425,7 @@ def check_nesting(documents: Iterable[str]) -> None:
 
 
 def short_path(path: str) -> str:
-    """Return a path as a key of [metadata] has it."""
+    """Shorten a path to the key that it has in [metadata]."""
     prefix = "/latest/meta-data/"
     return path[len(prefix):] if path.startswith(prefix) else path
 
@@ -486,7 +487,7 @@ class Document(Response):
         self.last_headers = b""
 
     def current(self) -> Document:
-        """Return the document of now: always this one."""
+        """Return the current document: always this one."""
         return self
 
 
@@ -504,7 +505,7 @@ class RotatingDocument:
         self._document = None
 
     def current(self) -> Optional[Document]:
-        """Return the document of now; None while there are no good credentials."""
+        """Return the current document; None while there are no valid credentials."""
         credentials = self.credentials.current()
         if credentials is not self._rendered:
             self._rendered = credentials
@@ -591,19 +592,21 @@ XEN_FAMILIES = (
 
 
 class Instance(types.SimpleNamespace):
-    """The facts of an instance, or of one of its network interfaces.
+    """The facts of an instance, or of one of its network interfaces, tags, volumes or roles.
 
     None stands for a fact that the instance does not have. Names are those of the configuration:
-    ami-id is i.ami_id.
+    ami-id is i.ami_id. `describe_instance` derives the facts that last; MetadataService adds
+    i.credentials, i.user_data and i.container_roles once, and the facts of events and i.now each
+    time it builds the tree.
     """
 
 
 def describe_instance(config: dict, box: str, now: float) -> Instance:
     """Derive all facts of the instance from the few that are configured.
 
-    What is configured stays as it is. `box` tells this box from others: ids made from it stay the
-    same, and differ from those of other boxes. `now` is in seconds since the epoch. Raises
-    ConfigError.
+    What is configured stays as it is. `box` identifies this machine (see box_id): ids are made
+    from it, so that they last, and differ from those of other machines. `now` is in seconds since
+    the epoch. Raises ConfigError.
     """
     i = facts_of(config["instance"])
     i.role = config["credentials"]["role"]
@@ -626,7 +629,7 @@ def describe_instance(config: dict, box: str, now: float) -> Instance:
 
 
 def facts_of(section: dict) -> Instance:
-    """Make facts of a section of the configuration."""
+    """Turn the keys of a section of the configuration into facts."""
     return Instance(**{key.replace("-", "_"): value for key, value in section.items()})
 
 
@@ -655,7 +658,7 @@ def derive_place(i: Instance) -> None:
 
 
 def derive_hardware(i: Instance) -> None:
-    """Derive architecture and hypervisor from the instance type; image and devices."""
+    """Derive architecture and hypervisor from the instance type; add the image and the volumes."""
     family = i.instance_type.partition(".")[0]
     generation = family.lstrip("abcdefghijklmnopqrstuvwxyz")
     is_graviton = family == "a1" or "g" in generation  # m7g, c6gn, t4g
@@ -673,7 +676,7 @@ def derive_hardware(i: Instance) -> None:
 
 
 def derive_life_cycle(i: Instance, events: dict) -> None:
-    """Make a spot instance of one that is to be interrupted."""
+    """Derive the life cycle: an instance that is to be interrupted is a spot instance."""
     usual = "spot" if events["spot-interruption"] else "on-demand"
     i.instance_life_cycle = i.instance_life_cycle or usual
 
@@ -686,7 +689,7 @@ def derive_key(i: Instance) -> None:
     if not i.public_key:
         i.key_name = ""
     elif not i.key_name:
-        i.key_name = "".join(i.public_key.split(" ", 2)[2:])
+        i.key_name = i.public_key.partition(" ")[2].partition(" ")[2]  # after type and data
         if not i.key_name:
             raise ConfigError("[instance] public-key: needs a key-name beside it, "
                               "or a comment at its end")
@@ -697,11 +700,11 @@ def derive_profile(i: Instance, extended: str) -> None:
     i.extended_role = i.role if extended == "yes" else ""
     i.instance_profile_arn = "arn:%s:iam::%s:instance-profile/%s" % (
         i.partition, i.account_id, i.role)
-    i.instance_profile_id = "AIPA" + letters(digest(i.instance_profile_arn)[:17])
+    i.instance_profile_id = "AIPA" + key_characters(digest(i.instance_profile_arn)[:17])
 
 
 def boot_time(now: float) -> int:
-    """Return when this box booted: the pending time stays over restarts of the service."""
+    """Return the time of the last boot, so that pendingTime survives a restart of the service."""
     try:
         with open("/proc/stat") as file:
             return int(re.search("^btime ([0-9]+)", file.read(), re.MULTILINE).group(1))
@@ -710,7 +713,7 @@ def boot_time(now: float) -> int:
 
 
 def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
-    """Derive the facts of all network interfaces; the instance is its own first one."""
+    """Derive the facts of all network interfaces; `i` itself has those of the first one."""
     i.device_number = 0
     interfaces = []
     for section in ["instance"] + [name for name in config if name.startswith("interface ")]:
@@ -755,8 +758,8 @@ def free_address(block: str, others: List[Instance], seed: str) -> List[str]:
         return []
     network = ipaddress.ip_network(block)
     size = network.num_addresses
-    taken = list(itertools.chain(*(other.local_ipv4 for other in others)))
-    begin = number_of(0, size, "address", seed)
+    taken = [address for other in others for address in other.local_ipv4]
+    begin = made_number(0, size, "address", seed)
     for step in range(size):
         offset = min(4, size - 1) + (begin + step) % max(1, size - 5)
         address = str(network[offset])
@@ -780,11 +783,11 @@ def derive_local_hostname(nic: Instance, first: Instance) -> None:
 def derive_public_address(
     nic: Instance, first: Instance, others: List[Instance], seed: str
 ) -> None:
-    """Give the first interface a public address, and a host name for it."""
+    """Give the first interface a public address; derive the host name of any public address."""
     if nic.public_ipv4 is None:
         nic.public_ipv4 = ""
         if nic.first_ipv4 and not others:
-            nic.public_ipv4 = "203.0.113.%d" % number_of(1, 254, "public", seed)  # RFC 5737
+            nic.public_ipv4 = "203.0.113.%d" % made_number(1, 254, "public", seed)  # RFC 5737
     if nic.public_hostname is None:
         nic.public_hostname = ""
         if nic.public_ipv4:
@@ -809,7 +812,9 @@ def derive_network(nic: Instance, first: Instance, others: List[Instance]) -> No
     nic.vpc_ipv4_cidr_block = first_of(nic.vpc_ipv4_cidr_blocks)
     if nic.subnet_ipv4_cidr_block is None:
         bits = subnet_bits(20, nic.vpc_ipv4_cidr_blocks)
-        shared = list(filter(None, [first.subnet_ipv4_cidr_block]))
+        shared = []
+        if first.subnet_ipv4_cidr_block:
+            shared = [first.subnet_ipv4_cidr_block]
         nic.subnet_ipv4_cidr_block = first_of(blocks_of(nic.first_ipv4, shared, bits))
     if nic.subnet_ipv6_cidr_blocks is None:
         bits = subnet_bits(64, nic.vpc_ipv6_cidr_blocks)
@@ -857,7 +862,7 @@ def subnet_id(nic: Instance, first: Instance, others: List[Instance]) -> str:
 
 
 def leave_out_what_is_empty(facts: Instance) -> None:
-    """Make None of facts that are empty: the rows of ROUTES that need them are absent."""
+    """Replace empty facts by None, so that the rows of ROUTES that need them are absent."""
     for name, value in vars(facts).items():
         if value in ("", []):
             setattr(facts, name, None)
@@ -873,25 +878,25 @@ def made_id(prefix: str, *seed: str) -> str:
     return prefix + "0" + digest(prefix, *seed).hex()[:16]
 
 
-def number_of(lowest: int, highest: int, *seed: str) -> int:
+def made_number(lowest: int, highest: int, *seed: str) -> int:
     """Make a number in a range, both ends included, always the same for the same seed."""
     return lowest + int.from_bytes(digest(*seed)[:8], "big") % (highest - lowest + 1)
 
 
-def letters(data: bytes) -> str:
-    """Make a letter or digit of each byte, of those that AWS has in the ids of keys."""
+def key_characters(data: bytes) -> str:
+    """Turn each byte into one of the characters that AWS uses in the ids of keys and profiles."""
     return "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[byte % 32] for byte in data)
 
 
 def digest(*seed: str) -> bytes:
-    """Make 32 bytes of texts."""
+    """Hash texts to 32 bytes."""
     return hashlib.blake2b("\0".join(seed).encode(), digest_size=32).digest()
 
 
 # ---------------------------------------------------------------- events ----------------------
 #
-# A moment is a function of the start, in seconds since the epoch, to a time: that of "+90s" adds
-# 90, that of 2026-12-01T08:00:00Z returns it whatever the start.
+# A moment is a function from the time of the last start or reload to a time, both in seconds since
+# the epoch: "+90s" adds 90, while 2026-12-01T08:00:00Z is the same whatever it is given.
 
 Moment = Callable[[float], float]
 
@@ -910,8 +915,8 @@ LIFECYCLE_STATES = (
 )
 SPOT_NOTICE = 120  # seconds between the notice of an interruption and the interruption
 
-# What events say, and what is said before the first of them.
-EVENT_FACTS = {
+# The facts that events change, as they are without an event.
+FACTS_WITHOUT_EVENTS = {
     "spot_notice": None,
     "spot_termination_time": None,
     "rebalance_notice": None,
@@ -922,7 +927,7 @@ EVENT_FACTS = {
 
 
 class ScheduledEvent(NamedTuple):
-    """A maintenance of the host, on its way or over."""
+    """One event of scheduled-maintenance, upcoming or over."""
 
     appears: Moment
     code: str
@@ -933,7 +938,7 @@ class ScheduledEvent(NamedTuple):
 
 
 class Timeline:
-    """The time now as events see it: which moments have come, and when the next one will."""
+    """The present as events see it: which moments have come, and when the next one will."""
 
     def __init__(self, start: float, now: float):
         self.start = start
@@ -953,7 +958,7 @@ def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
 
     The times in a notice are fixed from `start` on.
     """
-    facts, timeline = dict(EVENT_FACTS), Timeline(start, now)
+    facts, timeline = dict(FACTS_WITHOUT_EVENTS), Timeline(start, now)
     for name, make_facts in EVENTS.items():
         if events[name]:
             facts.update(make_facts(events[name], timeline))
@@ -977,7 +982,7 @@ def spot_facts(event: Tuple[Moment, str], timeline: Timeline) -> dict:
 
 
 def rebalance_facts(notice: Moment, timeline: Timeline) -> dict:
-    """Recommend to rebalance (EC2 User Guide, "EC2 instance rebalance recommendations")."""
+    """Recommend rebalancing (EC2 User Guide, "EC2 instance rebalance recommendations")."""
     if not timeline.has_come(notice):
         return {}
     return {"rebalance_notice": json.dumps({"noticeTime": utc(notice(timeline.start))})}
@@ -998,13 +1003,13 @@ def maintenance_facts(events: List[ScheduledEvent], timeline: Timeline) -> dict:
     for number, event in enumerate(events):
         is_over = timeline.has_come(event.ends)
         if timeline.has_come(event.appears):
-            document = scheduled_event(event, number, timeline.start, is_over)
+            document = event_document(event, number, timeline.start, is_over)
             listed = past if is_over else scheduled
             listed.append(document)
     return {"scheduled_events": event_list(scheduled), "past_events": event_list(past)}
 
 
-def scheduled_event(event: ScheduledEvent, number: int, start: float, is_over: bool) -> str:
+def event_document(event: ScheduledEvent, number: int, start: float, is_over: bool) -> str:
     """Render a scheduled event; one that is over says so at the head of its description."""
     description = MAINTENANCE_CODES[event.code]
     state = "active"
@@ -1035,7 +1040,7 @@ def event_list(documents: List[str]) -> str:
     return "[ \n%s \n]" % ", \n".join(indented)
 
 
-# Key of [events] -> what makes facts of its value.
+# Key of [events] -> the function that turns its value into facts.
 EVENTS = {
     "spot-interruption": spot_facts,
     "rebalance-recommendation": rebalance_facts,
@@ -1050,10 +1055,10 @@ FAULT_REASON = "a fault of the configuration"  # in the log, and in documents of
 
 
 class Fault:
-    """A failure on demand: one line of [faults], as the parser fault_rule gives it.
+    """A failure on demand: one line of [faults], parsed by `fault_rule`.
 
-    `actions` is {word: value}, words of FAULT_ACTIONS. The handler does them: some in
-    `apply_faults`, the others where it asks for self.faults.
+    `actions` is {word: value}; FAULT_ACTIONS lists the words. The handler carries them out: some
+    in `apply_faults`, "code" and "expired" in `do_GET`.
     """
 
     def __init__(self, name: str, rule: dict, start: float):
@@ -1072,7 +1077,7 @@ class Fault:
         self._random = random.Random(name)  # the same in each run: a test that fails fails again
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
-        """Tell whether a request suffers from this fault; one that does is counted."""
+        """Tell whether a request matches this fault, and count it if it does."""
         if not self._pattern.fullmatch(path) or not self._begin <= now < self._end:
             return False
         if "refuse-token" in self.actions and not has_token:
@@ -1085,7 +1090,7 @@ class Fault:
         return True
 
     def _concerns(self, found):
-        """Tell whether a document has what the actions would change in it."""
+        """Tell whether a document has what the actions change: a "Code", or credentials."""
         if "code" in self.actions and b'"Code" : ' in getattr(found, "body", b""):
             return True
         if "code" in self.actions or "expired" in self.actions:
@@ -1094,7 +1099,7 @@ class Fault:
 
 
 def merged_actions(faults: Iterable[Fault]) -> dict:
-    """Merge the actions of faults: delays add up, of any other the first one counts."""
+    """Merge the actions of faults: delays add up; of any other action the first value wins."""
     actions = {}
     for fault in faults:
         for action, value in fault.actions.items():
@@ -1171,12 +1176,10 @@ def expired_copy(document: Document, now: float) -> Document:
     return Document(text, modified=now)
 
 
-# A source is a function of the settings in [credentials] or [role NAME], a source of randomness,
-# and an Event that is set when nobody wants its keys any more. It returns Keys or raises
-# SourceError.
+# The fetch function of a source takes the settings of [credentials] or [role NAME], a function
+# such as os.urandom, and an Event that is set once the keys are no longer wanted. It returns Keys
+# or raises SourceError.
 
-ACCESS_KEY_ID_FORM = re.compile("[A-Z0-9]{16,128}")
-SECRET_FORM = re.compile("[!-~]+")  # of secret access keys and session tokens
 Randomness = Callable[[int], bytes]
 
 
@@ -1184,7 +1187,7 @@ def generate_keys(settings: dict, randomness: Randomness, cancelled: threading.E
     """Make fake keys of realistic form and length."""
     real_beginning = b"!\n\torigin_ec"  # in base64 IQoJb3JpZ2luX2Vj, as in every real one
     return Keys(
-        access_key_id="ASIA" + letters(randomness(16)),
+        access_key_id="ASIA" + key_characters(randomness(16)),
         secret_access_key=base64.b64encode(randomness(30)).decode(),
         session_token=base64.b64encode(real_beginning + randomness(756)).decode())
 
@@ -1215,33 +1218,27 @@ def process_keys(settings: dict, randomness: Randomness, cancelled: threading.Ev
     return keys_of_command(settings["command"], settings["timeout"], cancelled)
 
 
-def no_files(settings: dict) -> Tuple[str, ...]:
-    """Name no files: most sources depend on none."""
-    return ()
-
-
 def profile_files(settings: dict) -> Tuple[str, ...]:
     """Name the files in which a profile is looked for, as the AWS CLI does."""
     if settings["file"]:
         return (os.path.expanduser(settings["file"]),)
-    usual = (
-        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials",
-        os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config",
+    return (
+        os.path.expanduser(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"),
+        os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config"),
     )
-    return tuple(map(os.path.expanduser, usual))
 
 
 class Source(NamedTuple):
-    """How credentials are fetched, and what must be known of that.
+    """How credentials are fetched, and what has to be known about it.
 
-    A source that reads files or runs commands blocks: it is fetched in a thread of its own. In
-    the thread of the server it would stop the service for everybody.
+    A source that reads files or runs commands blocks, so it runs in a thread of its own: in the
+    thread of the server it would stop the service for everybody.
     """
 
     fetch: Callable[[dict, Randomness, threading.Event], Keys]
     blocks: bool
     needs: Tuple[str, ...] = ()  # settings without which it cannot work
-    files: Callable[[dict], Tuple[str, ...]] = no_files  # a change of one means new credentials
+    files: Callable[[dict], Tuple[str, ...]] = lambda settings: ()  # one changes: fetch again
 
 
 SOURCES = {
@@ -1271,9 +1268,9 @@ def read_profile(path: str, name: str, cancelled: threading.Event) -> Dict[str, 
 
 
 def read_settled(path: str, cancelled: threading.Event) -> bytes:
-    """Read a credentials file unless somebody is writing it.
+    """Read a credentials file, unless somebody is writing to it.
 
-    A key must not be taken with the secret of another.
+    Otherwise a new key id could be paired with an old secret.
     """
     before = fingerprint([path])
     cancelled.wait(SETTLE_SECONDS)
@@ -1285,8 +1282,20 @@ def read_settled(path: str, cancelled: threading.Event) -> bytes:
     return content
 
 
+def fingerprint(paths: Iterable[str]) -> list:
+    """Return a value that changes when a file is written, replaced, deleted or chmodded."""
+    marks = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            marks.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        except OSError as error:
+            marks.append(error.errno)
+    return marks
+
+
 def read_file(path: str, limit: int = -1) -> bytes:
-    """Read a file, up to a limit. Raises OSError; for a pipe too, which could keep us waiting."""
+    """Read a file, up to a limit. Raises OSError, also for a pipe: reading it could block."""
     with open(path, "rb", opener=open_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file")
@@ -1294,7 +1303,7 @@ def read_file(path: str, limit: int = -1) -> bytes:
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """Open a file, a pipe without a writer too."""
+    """Open a file without blocking, even if it is a pipe that nobody writes to."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -1324,9 +1333,13 @@ def keys_of_command(command: str, timeout: float, cancelled: threading.Event) ->
                         fields.get("SessionToken"), fields.get("Expiration"))
 
 
+ACCESS_KEY_ID_FORM = re.compile("[A-Z0-9]{16,128}")
+SECRET_FORM = re.compile("[!-~]+")  # of secret access keys and session tokens
+
+
 def checked_keys(access_key_id: Any, secret_access_key: Any, session_token: Any,
                  expiration: Any, remark: str = "") -> Keys:
-    """Make Keys of the fields of a source, or raise SourceError unless they are whole.
+    """Make Keys from the fields of a source. Raises SourceError if they are incomplete.
 
     Session token and expiration may be None or "".
     """
@@ -1346,7 +1359,7 @@ def checked_keys(access_key_id: Any, secret_access_key: Any, session_token: Any,
 
 
 def check_key(name: str, value: Any, form: Any) -> None:
-    """Refuse what is not a key in its form."""
+    """Refuse a value that does not have the form of a key."""
     if not isinstance(value, str) or not form.fullmatch(value):
         raise SourceError("the %s is missing or does not look like one" % name)
 
@@ -1411,8 +1424,8 @@ def kill_group(child: subprocess.Popen) -> None:
     child.stderr.close()
 
 
-# What a credential command gets of the environment: these, and what begins with the prefixes,
-# but not what leads back here: it would ask the service that waits for it.
+# The variables that a credential command gets: these, and those that begin with the prefixes, but
+# none that lead back here: the command would ask the very service that waits for it.
 COMMAND_VARIABLES = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR",
     "DBUS_SESSION_BUS_ADDRESS", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
@@ -1423,7 +1436,7 @@ PREFIXES_THAT_LEAD_BACK = ("AWS_EC2_", "AWS_CONTAINER_")
 
 
 def command_environment(environ: Dict[str, str]) -> Dict[str, str]:
-    """Choose what a credential command gets of the environment."""
+    """Choose the variables of the environment that a credential command gets."""
     chosen = {"AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in environ.items():
         is_useful = name in COMMAND_VARIABLES or name.startswith(COMMAND_PREFIXES)
@@ -1439,7 +1452,7 @@ def redacted_last_line(complaint: bytes) -> str:
 
 
 def redacted(match: Any) -> str:
-    """Replace a long word unless all of it is lower case."""
+    """Replace a long word by dots, unless it has neither capitals nor digits."""
     word = match.group()
     return "..." if re.search("[A-Z0-9]", word) else word
 
@@ -1447,14 +1460,15 @@ def redacted(match: Any) -> str:
 class RefreshableCredentials:
     """The credentials of one role: refreshed ahead of expiry, the last good ones kept.
 
-    There are none until the first fetch succeeds, and none again once they have expired; an
-    expired or half "Success" is never given out. One fetch is under way at a time. All methods
-    are called by the thread of the server.
+    There are none until the first fetch succeeds, and none again once they have expired; expired
+    or incomplete ones are never given out. At most one fetch is under way. All methods are to be
+    called in the thread of the server.
 
-    `fetch(cancelled)` returns Keys or raises SourceError. With `call_soon_threadsafe` it runs in a
-    thread of its own and hands its outcome over by that; without, it runs at once. `settings` are
-    those of [credentials], `files` those whose change means new credentials. Credentials expire
-    by `clock`, the wall clock; attempts are paced by `monotonic`. `say` writes to the log.
+    `fetch(cancelled)` returns Keys or raises SourceError. Given `call_soon_threadsafe`, it runs in
+    a thread of its own and hands over its outcome by that; otherwise it runs at once, in the
+    caller's thread. `settings` are those of [credentials] or [role NAME]; when one of `files`
+    changes, new credentials are fetched. Credentials expire by `clock`, the wall clock; attempts
+    are paced by `monotonic`. `say` writes to the log.
     """
 
     def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None, files=(),
@@ -1478,7 +1492,7 @@ class RefreshableCredentials:
         self._fingerprint = fingerprint(files)
 
     def current(self) -> Optional[Credentials]:
-        """Return the credentials of now; None if there are no good ones."""
+        """Return the current credentials, None if none are valid; start a refresh if one is due."""
         now = self._clock()
         if self._is_due(now):
             self._refresh_unless_too_soon()
@@ -1511,7 +1525,7 @@ class RefreshableCredentials:
             self._refresh_unless_too_soon()
 
     def cancel(self, wait: float = 0) -> None:
-        """End a fetch under way and take no outcome any more; wait some seconds for its end."""
+        """Stop a fetch under way and ignore its outcome; wait up to `wait` seconds for its end."""
         self._cancelled.set()
         if wait and self.pending and self._thread:
             self._thread.join(wait)
@@ -1530,7 +1544,7 @@ class RefreshableCredentials:
         self._call_soon_threadsafe(functools.partial(self._take, outcome))
 
     def _outcome(self):
-        """Fetch: Keys, or a SourceError, whatever the source does."""
+        """Fetch; return Keys or a SourceError, whatever the source raises."""
         try:
             return self._fetch(self._cancelled)
         except SourceError as error:
@@ -1578,18 +1592,6 @@ class RefreshableCredentials:
             self.role, error, kept, wait))
 
 
-def fingerprint(paths: Iterable[str]) -> list:
-    """Look at files: the outcome differs once one is written, replaced, deleted, or opened up."""
-    marks = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            marks.append((status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-        except OSError as error:
-            marks.append(error.errno)
-    return marks
-
-
 def refresh_window(validity: float) -> float:
     """Compute how many seconds ahead of expiry to refresh credentials.
 
@@ -1599,9 +1601,6 @@ def refresh_window(validity: float) -> float:
     return min(validity / 2, max(REFRESH_AHEAD, validity / 4))
 
 
-ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
-
-
 def make_credentials(
     config: dict,
     say: Callable[[str], None],
@@ -1609,9 +1608,9 @@ def make_credentials(
     former: Optional[Dict[str, RefreshableCredentials]] = None,
     randomness: Randomness = os.urandom,
 ) -> Dict[str, RefreshableCredentials]:
-    """Make {role: RefreshableCredentials} of a configuration; nothing is fetched yet.
+    """Make {role: RefreshableCredentials} from a configuration; nothing is fetched yet.
 
-    Those whose settings are the same in `former`, an earlier outcome, go on as they are.
+    Those in `former`, the result of an earlier call, are kept if their settings are the same.
     """
     credentials = {}
     for role, settings in role_settings(config).items():
@@ -1625,6 +1624,9 @@ def make_credentials(
         credentials[role] = RefreshableCredentials(
             role, settings, fetch, say, hand_over, source.files(settings))
     return credentials
+
+
+ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 
 
 def role_settings(config: dict) -> Dict[str, dict]:
@@ -1652,9 +1654,9 @@ def role_settings(config: dict) -> Dict[str, dict]:
 class SessionTokens:
     """Session tokens of IMDSv2, stateless: an expiry on the monotonic clock, and a seal over it.
 
-    No flood of them costs memory. With a key that stays the same until the next boot they
-    survive a restart of the service: 14 of 24 clients fail once when a token that they hold is
-    forgotten. 56 characters that begin with AQAE and end with ==, as real ones (capture).
+    However many are issued, they take no memory. The key stays the same until the next boot, so
+    they survive a restart of the service: of 24 clients tried, 14 fail once if the token that they
+    hold is forgotten. Like real ones they have 56 characters, from AQAE to == (capture).
 
         prefix 3 bytes | expiry 5 bytes, milliseconds | random 7 bytes | BLAKE2b 25 bytes
     """
@@ -1674,7 +1676,7 @@ class SessionTokens:
         return (text + self._seal(text)).decode()
 
     def remaining(self, token: str) -> Optional[float]:
-        """Return the seconds that a token has left; None if it is dead or none of ours."""
+        """Return the seconds that a token has left; None if it has expired or is not ours."""
         if len(token) != 56:
             return None
         left = self._expiry(token) - self._clock()
@@ -1707,9 +1709,9 @@ def session_token_key(path: str = "/proc/sys/kernel/random/boot_id") -> bytes:
 class MetadataService:
     """The metadata service that a configuration describes: options, tree and faults.
 
-    A reload makes a new one, which takes the place of the old one as a whole. `credentials` is
-    {role: RefreshableCredentials}; `hosts` are further names by which it may be asked; `box` tells
-    this box from others. Raises ConfigError.
+    A reload makes a new one, which replaces the old one as a whole. `credentials` is
+    {role: RefreshableCredentials}; `hosts` are further names that a Host header may have; `box`
+    identifies this machine. Raises ConfigError.
     """
 
     def __init__(self, config, credentials, box, hosts=(), clock=time.time):
@@ -1743,7 +1745,7 @@ class MetadataService:
         return self._tree.get(path)
 
     def paths(self) -> List[str]:
-        """List all paths but those of directories."""
+        """List all paths but those of derived directories."""
         return sorted(path for path, document in self._tree.items()
                       if not isinstance(document, Listing))
 
@@ -1754,13 +1756,13 @@ class MetadataService:
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
 
     def _check_tree_after_all_events(self):
-        """Refuse now what [metadata] would collide with only when an event begins."""
+        """Refuse at once a key of [metadata] that would collide only with a later event."""
         if any(self._events.values()):
             facts, _ = event_facts(self._events, self._started, FOREVER)
             self._make_tree(facts, self._started)
 
     def _build(self, now):
-        """Make the tree of now; for an hour at most, since LastUpdated of iam/info moves."""
+        """Build the current tree; for an hour at most, so that iam/info's LastUpdated moves."""
         facts, change = event_facts(self._events, self._started, now)
         self._tree = self._make_tree(facts, now)
         self._built, self._stale = now, min(change, now + 3600)
@@ -1793,7 +1795,7 @@ def read_user_data(settings: dict) -> Optional[bytes]:
 
 
 def box_id(paths: Iterable[str] = ("/etc/machine-id", "/var/lib/dbus/machine-id")) -> str:
-    """Identify this box: the same over reboots, another on another box."""
+    """Identify this machine by a text that survives reboots and that no other machine has."""
     for path in paths:
         try:
             with open(path) as file:
@@ -1833,11 +1835,11 @@ class Request:
         self.line = escaped(line)[:MAX_LOGGED_LINE]  # for the log, as is the agent
         self.agent = escaped(headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
         self.path = ""
-        self.hosts = []  # that it names: one, or two with an absolute target
+        self.hosts = []  # those it names: in its Host, and in its target if that is absolute
         self.keep_alive = self._wants_keep_alive()
         self.chunked = False
         self.length = 0  # of the body, unless it is chunked
-        self.expects_100 = False  # the body comes when it is asked for
+        self.expects_100 = False  # the client sends the body once it has got a 100
         self._read_target(target)
         self._read_framing()
 
@@ -1878,7 +1880,7 @@ class Request:
             self._read_expectation(self.headers["expect"])
 
     def _read_expectation(self, expectation):
-        """Refuse any expectation, as the real service does; but s3fs needs its 100 for a token."""
+        """Refuse Expect, as the real service does, except on a token PUT: s3fs needs a 100."""
         is_token_put = (self.method, self.path) == ("PUT", TOKEN_PATH)
         if expectation.lower() != "100-continue" or not is_token_put:
             raise HTTPError(417, "Expect")
@@ -1886,7 +1888,7 @@ class Request:
 
 
 class UnreadableRequest:
-    """What stands for a request that cannot be read: enough to answer it and to log it."""
+    """A stand-in for a request that cannot be read: enough of one to answer and to log it."""
 
     def __init__(self, received):
         first_line = re.split(b"[\r\n]", received[:2 * MAX_LOGGED_LINE], maxsplit=1)[0]
@@ -1908,7 +1910,7 @@ CHUNK_EXTENSION = rb";[ \t]*%s+(?:[ \t]*=[ \t]*(?:%s+|%s))?" % (TCHAR, TCHAR, QU
 CHUNK_HEAD = re.compile(rb"([0-9A-Fa-f]{1,8})(?:%s)*\r\n" % CHUNK_EXTENSION)
 CHUNK_START = re.compile(rb"(?:[0-9A-Fa-f]{1,8}(?:;[\t -~\x80-\xff]*)?\r?)?")
 
-# Headers that may stand once only: with two, two readers could believe different ones.
+# Headers that may appear only once: of two, a proxy could believe one and this service the other.
 SINGLE_HEADERS = ("host", "content-length", "transfer-encoding", "expect", "authorization",
                   TOKEN_HEADER, TTL_HEADER)
 
@@ -1968,7 +1970,7 @@ def parse_line(line: bytes) -> Tuple[str, str, int]:
 
 
 def parse_head(head: bytes) -> Request:
-    """Make a Request of a head without its empty line."""
+    """Parse a head, given without its empty line."""
     line, *lines = head.split(b"\r\n")
     if len(lines) > MAX_FIELDS:
         raise HTTPError(431, "over %d header lines" % MAX_FIELDS)
@@ -1976,12 +1978,12 @@ def parse_head(head: bytes) -> Request:
     return Request(line, method, target, minor, parse_fields(lines))
 
 
-# Clients repeat their heads to the byte; this saves half of a request's time.
+# Clients send the same head again and again; this saves half the time of a request.
 cached_head = functools.lru_cache(maxsize=64)(parse_head)
 
 
 def parse_fields(lines: List[bytes]) -> Dict[str, str]:
-    """Make {name in lower case: value} of header lines."""
+    """Parse header lines into {name in lower case: value}."""
     fields = {}
     for line in lines:
         match = FIELD.fullmatch(line)
@@ -2060,9 +2062,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """One connection: http.server's handler, written as a generator.
 
     Where http.server would block, `handle` yields (event, deadline): what it waits for on its
-    connection, READ, WRITE or NOTHING, and until when, on the monotonic clock. The server resumes
-    it when the event has come, raises TimeoutError in it when the deadline has passed, and closes
-    the connection when it ends. Any OSError ends it quietly; TimeoutError is one.
+    connection, READ, WRITE or NOTHING (a timer will resume it), and until when, on the monotonic
+    clock. The server resumes it when the event has come, raises TimeoutError in it when the
+    deadline has passed, and closes the connection when it ends. Any OSError ends it quietly;
+    TimeoutError is one.
 
     `do_GET` and the like return a Response or raise an HTTPError, which is one too.
     `send_response` is the only place that writes status, headers and body.
@@ -2071,21 +2074,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def __init__(self, request, client_address, server):
-        # Not super().__init__(), which handles the whole connection before it returns. What
-        # socketserver calls the request is the connection; self.request is what came by it.
+        # Not super().__init__(), which handles the whole connection before it returns. The
+        # argument is what socketserver calls a request, a connection; self.request is an HTTP one.
         self.connection = request
         self.client_address = client_address
         self.server = server
         self.close_connection = False
-        self.received = b""  # bytes of requests to come
-        self.pipelined = 0  # requests that were there before the one in front was answered
+        self.received = b""  # bytes that no request has taken yet
+        self.pipelined = 0  # requests whose beginning came before the answer to the one in front
         self.request = None  # the Request that is being answered
-        self.service = None  # that answers it, whatever a reload does meanwhile
+        self.service = None  # the one that answers it, even if a reload replaces it meanwhile
         self.found = None  # what the service has at its path
-        self.document = None  # the document of now there
-        self.faults = {}  # {action: value}, what it suffers from
+        self.document = None  # the current document there
+        self.faults = {}  # {action: value} of the faults that match it
         self.token_ttl = None  # seconds that its session token has left
-        self.began = None  # monotonic clock, when it was whole
+        self.began = None  # when it had arrived in full, on the monotonic clock
 
     def handle(self):
         """Answer one request after the other, until one of them is the last."""
@@ -2119,7 +2122,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # Receiving.
 
     def receive(self):
-        """Receive the next request. Raises HTTPError if it is none, OSError if none comes."""
+        """Receive the next request. Raises HTTPError if it is malformed, OSError if none comes."""
         if self.received:
             yield from self.take_turns()
         deadline = self.server.now + IDLE_SECONDS
@@ -2143,7 +2146,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return request
 
     def read_received(self):
-        """Read a request from what has come, but for empty lines (RFC 9112, section 2.2)."""
+        """Read a request from what has come, skipping empty lines (RFC 9112, section 2.2)."""
         if self.received.startswith(b"\r"):
             self.received = re.sub(rb"\A(?:\r\n)+", b"", self.received)
             if self.received in (b"", b"\r"):
@@ -2160,9 +2163,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 pass
 
     def receive_at_once(self):
-        """Receive what is here already: often the request comes with the connection.
+        """Receive what has come already: a new connection often brings its request along.
 
-        For the next one `receive_bytes` waits first, which saves a system call each time.
+        Later requests do not, so `receive_bytes` waits first and saves a futile recv() for each.
         """
         try:
             return self.connection.recv(RECEIVE_BYTES)
@@ -2176,7 +2179,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.sleep(0)
 
     def handle_expect_100(self):
-        """Ask for the body of a request that comes when it is asked for."""
+        """Ask for the body that the client holds back until then."""
         yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def sleep(self, seconds):
@@ -2207,51 +2210,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except Exception as error:
             return HTTPError(500, place_of(error))
 
-    def do_GET(self):
-        """Answer with the document at the path, or with the listing of a directory."""
-        if self.request.path == TOKEN_PATH:
-            raise HTTPError(405, headers="Allow: OPTIONS, PUT\r\n")
-        if not self.found:
-            return self.not_found()
-        if "code" in self.faults:
-            return self.failure(400, self.faults["code"], FAULT_REASON)
-        if not self.document:
-            return self.failure(
-                503, "Failed", "the source of credentials for %s has none now; the log of "
-                "fake-metadata says why" % self.found.credentials.role)
-        if "expired" in self.faults:
-            return expired_copy(self.document, self.service.clock())
-        return self.document
+    def apply_faults(self):
+        """Wait, refuse or fall silent, as the faults that match the request demand.
 
-    do_HEAD = do_GET  # send_response leaves the body out
+        "code" and "expired" take effect in `do_GET`.
+        """
+        has_token = TOKEN_HEADER in self.request.headers
+        self.faults = self.service.fault_actions(self.request.path, has_token)
+        if "delay" in self.faults:
+            yield from self.sleep(self.faults["delay"])
+        for action, value in self.faults.items():
+            if action == "status":
+                raise HTTPError(value, FAULT_REASON)
+            if action == "refuse-token":
+                raise HTTPError(401, FAULT_REASON)
+            if action in ("reset", "no-answer"):
+                yield from self.leave_unanswered(action)
 
-    def do_PUT(self):
-        """Issue a session token (EC2 User Guide); with a TTL of 0 too, a dead one (capture)."""
-        if self.request.path != TOKEN_PATH:
-            raise HTTPError(403, "PUT is for /latest/api/token")
-        if "x-forwarded-for" in self.request.headers:  # so come SSRFs through a proxy
-            raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
-        ttl = self.request.headers.get(TTL_HEADER, "")
-        if not re.fullmatch("[0-9]{1,5}", ttl) or int(ttl) > MAX_TOKEN_TTL:
-            raise HTTPError(400, "%s must be 0 to %d" % (TTL_HEADER, MAX_TOKEN_TTL))
-        self.token_ttl = int(ttl)
-        response = Response(self.server.tokens.issue(self.token_ttl).encode())
-        response.hop_limit = self.service.hop_limit
-        return response
-
-    def do_OPTIONS(self):
-        """Say which methods a path knows (capture)."""
-        if self.request.path == TOKEN_PATH:
-            return Response(headers="Allow: OPTIONS, PUT\r\n")
-        if not self.found and self.request.path != "/*":
-            raise HTTPError(404)
-        return Response(headers="Allow: OPTIONS, GET, HEAD\r\n")
-
-    def do_POST(self):
-        """Refuse what the real service refuses with 403 (captured for POST and DELETE)."""
-        raise HTTPError(403, "%s is not allowed" % self.request.method)
-
-    do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
+    def leave_unanswered(self, action):
+        """End the connection without an answer: by a reset, or when the client gives up."""
+        self.log_request(0, reason=FAULT_REASON + ": no answer")
+        if action == "reset":
+            self.reset_when_closed()
+        else:
+            yield from self.discard(FOREVER)
+        raise ConnectionAbortedError(FAULT_REASON)
 
     def admit(self):
         """Let in who may ask: a known Host, an endpoint that is enabled, a good session token.
@@ -2291,21 +2274,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise container_error(
                 401, "AccessDenied", "the Authorization header is missing or wrong")
 
-    def not_found(self):
-        """Refuse a path that is not there, in the form of its endpoint."""
-        if self.request.path.startswith(CONTAINER_PATH):
-            return container_error(404, "NotFound", "no such role")
-        return HTTPError(404)
-
-    def failure(self, container_status, code, message):
-        """Render what stands in place of credentials; container endpoints have a status for it."""
-        if self.request.path.startswith(CONTAINER_PATH):
-            return container_error(container_status, code, message)
-        now = self.service.clock()
-        return Document(failure_document(code, message, now), modified=now)
-
     def wait_for_credentials(self):
-        """Wait for credentials that are on their way, as long as SDKs are patient."""
+        """Wait for credentials that are being fetched, for as long as SDKs have patience."""
         if self.request.method not in ("GET", "HEAD") or "code" in self.faults:
             return  # they would not be shown
         give_up = self.began + CLIENT_PATIENCE
@@ -2315,31 +2285,67 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.document:
                 return
 
-    def apply_faults(self):
-        """Wait, refuse or fall silent, as the faults of the request say.
+    def do_GET(self):
+        """Answer with the document at the path, or with the listing of a directory."""
+        if self.request.path == TOKEN_PATH:
+            raise HTTPError(405, headers="Allow: OPTIONS, PUT\r\n")
+        if not self.found:
+            return self.not_found()
+        if "code" in self.faults:
+            return self.failure(400, self.faults["code"], FAULT_REASON)
+        if not self.document:
+            return self.failure(
+                503, "Failed", "the source of credentials for %s has none now; the log of "
+                "fake-metadata says why" % self.found.credentials.role)
+        if "expired" in self.faults:
+            return expired_copy(self.document, self.service.clock())
+        return self.document
 
-        Their other actions take effect where self.faults is asked for them.
+    do_HEAD = do_GET  # send_response leaves the body out
+
+    def do_PUT(self):
+        """Issue a session token (EC2 User Guide); with a TTL of 0 too, a dead one (capture)."""
+        if self.request.path != TOKEN_PATH:
+            raise HTTPError(403, "PUT is for /latest/api/token")
+        if "x-forwarded-for" in self.request.headers:  # a sign of SSRF through an open proxy
+            raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
+        ttl = self.request.headers.get(TTL_HEADER, "")
+        if not re.fullmatch("[0-9]{1,5}", ttl) or int(ttl) > MAX_TOKEN_TTL:
+            raise HTTPError(400, "%s must be 0 to %d" % (TTL_HEADER, MAX_TOKEN_TTL))
+        self.token_ttl = int(ttl)
+        response = Response(self.server.tokens.issue(self.token_ttl).encode())
+        response.hop_limit = self.service.hop_limit
+        return response
+
+    def do_OPTIONS(self):
+        """Say which methods a path knows (capture)."""
+        if self.request.path == TOKEN_PATH:
+            return Response(headers="Allow: OPTIONS, PUT\r\n")
+        if not self.found and self.request.path != "/*":
+            raise HTTPError(404)
+        return Response(headers="Allow: OPTIONS, GET, HEAD\r\n")
+
+    def do_POST(self):
+        """Refuse what the real service refuses with 403 (captured for POST and DELETE)."""
+        raise HTTPError(403, "%s is not allowed" % self.request.method)
+
+    do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
+
+    def not_found(self):
+        """Refuse a path that is not there, in the form of its endpoint."""
+        if self.request.path.startswith(CONTAINER_PATH):
+            return container_error(404, "NotFound", "no such role")
+        return HTTPError(404)
+
+    def failure(self, container_status, code, message):
+        """Render what stands in place of credentials.
+
+        Container endpoints have a status for it; IMDS says 200, and a "Code" other than Success.
         """
-        has_token = TOKEN_HEADER in self.request.headers
-        self.faults = self.service.fault_actions(self.request.path, has_token)
-        if "delay" in self.faults:
-            yield from self.sleep(self.faults["delay"])
-        for action, value in self.faults.items():
-            if action == "status":
-                raise HTTPError(value, FAULT_REASON)
-            if action == "refuse-token":
-                raise HTTPError(401, FAULT_REASON)
-            if action in ("reset", "no-answer"):
-                yield from self.leave_unanswered(action)
-
-    def leave_unanswered(self, action):
-        """End the connection without an answer: by a reset, or when the client gives up."""
-        self.log_request(0, reason=FAULT_REASON + ": no answer")
-        if action == "reset":
-            self.reset_when_closed()
-        else:
-            yield from self.discard(FOREVER)
-        raise ConnectionAbortedError(FAULT_REASON)
+        if self.request.path.startswith(CONTAINER_PATH):
+            return container_error(container_status, code, message)
+        now = self.service.clock()
+        return Document(failure_document(code, message, now), modified=now)
 
     # Sending.
 
@@ -2492,11 +2498,12 @@ class Server(http.server.HTTPServer):
         for end in (self._wake_receiver, self._waker):
             end.setblocking(False)
         self._selector.register(self._wake_receiver, READ, self._wake)
+        self.now = 0  # monotonic clock, as of the beginning of a round
         self._second = None
         self._look_at_clocks()
 
     def server_bind(self):
-        """Bind, but do not ask a resolver for our name as HTTPServer does: 10 s if it is away."""
+        """Bind without looking up our own name, as HTTPServer does: 10 s if DNS is down."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         self.socket.setblocking(False)
@@ -2622,7 +2629,7 @@ class Server(http.server.HTTPServer):
         self.resume(handler)
 
     def resume(self, handler, error=None):
-        """Have a handler go on, or raise an error in it; it may have ended meanwhile."""
+        """Let a handler go on, or raise an error in it, unless it has ended meanwhile."""
         task = self.unfinished.get(handler.connection)
         if not task:
             return
@@ -2645,11 +2652,11 @@ class Server(http.server.HTTPServer):
         self.close_request(request)
 
     def handle_error(self, request, client_address):
-        """Log a defect of ours: it costs its own connection, never the service."""
+        """Log a bug of ours: it may cost a connection, never the service."""
         self.log.say("internal error: %s" % place_of(sys.exc_info()[1]))
 
     def close_overdue(self):
-        """Tell handlers whose deadline has passed, each second."""
+        """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
         self.call_later(1, self.close_overdue)
         for task in list(self.unfinished.values()):
             if min(task.deadline, self._stop_at) < self.now:
@@ -2676,7 +2683,7 @@ class Server(http.server.HTTPServer):
             pass
 
     def _look_at_clocks(self):
-        """Take the time of a round; the headers are made once a second, for all connections."""
+        """Note the time of this round; once a second, render the headers that all answers share."""
         self.now = time.monotonic()
         second = int(self.clock())
         if second != self._second:
@@ -2731,7 +2738,7 @@ class Server(http.server.HTTPServer):
 
 
 class Task:
-    """An unfinished request in the server's table: a handler, its generator, what it waits for."""
+    """An unfinished connection in the server's table: handler, generator, what it waits for."""
 
     __slots__ = ("handler", "steps", "resume", "event", "deadline")
 
@@ -2760,8 +2767,9 @@ def connection_limit() -> int:
 class Log:
     """The log: lines are gathered, and written once for each round of the server.
 
-    So a request costs 14 microseconds; with the module logging it costs 43. No log stops the
-    service: lines that cannot be written are counted, and the count is said when one can be.
+    That makes a request cost 14 microseconds; with the logging module it would be 43. A log that
+    cannot be written never stops the service: lost lines are counted, and the count is logged as
+    soon as a line can be.
 
         2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0"
         2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
@@ -2778,13 +2786,14 @@ class Log:
         self.reopen(path)
 
     def request(self, peer, request, status, size, seconds, reason):
-        """Note a request; the reason is that of a refusal."""
+        """Add the line of a request; `reason` says why it was refused, if it was."""
+        if reason:
+            reason = " " + reason
         self._lines.append('%s "%s" %s %s %.1fms "%s"%s\n' % (
-            peer, request.line, status, size, seconds * 1000, request.agent,
-            reason and " " + reason))
+            peer, request.line, status, size, seconds * 1000, request.agent, reason))
 
     def say(self, words: str) -> None:
-        """Note what people should know."""
+        """Add a line that is not about a request."""
         self._lines.append("fake-metadata: %s\n" % printable(words))
 
     def reopen(self, path: str) -> None:
@@ -2837,9 +2846,9 @@ class Log:
             while written < len(data):
                 if self._file is not None:
                     written += os.write(self._file, data[written:])
-                elif select.select((), (2,), (), 0)[1]:
+                elif stderr_is_ready():
                     written += os.write(2, data[written:written + PIPE_BYTES])
-                else:  # a pipe or a terminal that nobody reads
+                else:
                     break
         except OSError:  # the disk is full, the reader is gone
             pass
@@ -2853,7 +2862,7 @@ class Log:
         self._lost += rest.count(b"\n") - bool(self._cut)
 
     def _say_what_was_lost(self):
-        """Say how many lines were lost; if that line is lost too, they are all still to be said."""
+        """Log how many lines were lost; if that line is lost too, keep their number for later."""
         if self._lost:
             lost, self._lost = self._lost, 0
             self.say("%d lines were lost while the log could not be written" % lost)
@@ -2877,17 +2886,21 @@ def open_log(path: str) -> int:
 def warn(words: str) -> None:
     """Write a line to stderr, unless nobody reads it."""
     try:
-        if not select.select((), (2,), (), 0)[1]:
-            return
-        os.write(2, ("fake-metadata: %s\n" % words).encode("utf-8", "backslashreplace"))
+        if stderr_is_ready():
+            os.write(2, ("fake-metadata: %s\n" % words).encode("utf-8", "backslashreplace"))
     except OSError:
         pass
 
 
-def escaped(text: Union[str, bytes]) -> str:
-    """Write a text of a client as one field of the log.
+def stderr_is_ready() -> bool:
+    """Tell whether stderr takes bytes now; a pipe or a terminal that nobody reads does not."""
+    return bool(select.select((), (2,), (), 0)[1])
 
-    Printable ASCII without quotes and backslashes, without session tokens.
+
+def escaped(text: Union[str, bytes]) -> str:
+    """Escape a client's text for the log.
+
+    Only printable ASCII is left, without quotes, backslashes or session tokens.
     """
     if isinstance(text, bytes):
         text = text.decode("latin-1")
@@ -2912,7 +2925,7 @@ Parser = Callable[[str], Any]
 
 
 def choice(*words: str) -> Parser:
-    """Make a parser of one of some words."""
+    """Make a parser that takes one of these words."""
     def parse(text):
         if text not in words:
             raise ValueError("%r is not one of: %s" % (text, ", ".join(words)))
@@ -2941,14 +2954,14 @@ def matching(pattern: str, example: str) -> Parser:
 
 
 def comma_separated(parse_item: Parser) -> Parser:
-    """Make a parser of a list of items."""
+    """Make a parser for a list; `parse_item` parses each item."""
     def parse(text):
         return [parse_item(item.strip()) for item in text.split(",")]
     return parse
 
 
 def or_empty(parse_text: Parser, nothing: Any = "") -> Parser:
-    """Make a parser that takes an empty text too: a fact that would be derived is left out."""
+    """Make a parser that takes an empty text too: it leaves out a fact that would be derived."""
     def parse(text):
         return parse_text(text) if text else nothing
     return parse
@@ -2995,7 +3008,7 @@ DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def duration(text: str) -> float:
-    """Return the seconds of "1500ms", "90s", "5m", "6h" or "2d"."""
+    """Convert "1500ms", "90s", "5m", "6h" or "2d" to seconds."""
     match = re.fullmatch("([0-9]{1,9})(%s)" % "|".join(DURATION_UNITS), text)
     if not match:
         raise ValueError("%r is not a duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
@@ -3003,7 +3016,7 @@ def duration(text: str) -> float:
 
 
 def lifetime(text: str) -> float:
-    """Return the seconds of a lifetime of credentials, from a second to a week."""
+    """Convert a lifetime of credentials, from a second to a week, to seconds."""
     seconds = duration(text)
     if not 1 <= seconds <= 7 * 86400:
         raise ValueError("%s is out of range; 1s to 7d" % text)
@@ -3011,7 +3024,7 @@ def lifetime(text: str) -> float:
 
 
 def when(text: str) -> Moment:
-    """Return the moment that "+90s" or a UTC time means (see the events)."""
+    """Parse "+90s" or a time into a Moment (see the section on events)."""
     if text.startswith("+"):
         seconds = duration(text[1:])
         return lambda start: start + seconds
@@ -3129,9 +3142,6 @@ def fault_rule(text: str) -> dict:
     return {"path": path, "actions": actions, **values}
 
 
-TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@-]{1,128}")
-METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
-
 one_host = matching(r"[\w:.-]*\w", "imds.example.com")
 one_secret = matching(SECRET_FORM.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 one_device = matching(r"\w+", "sdf")
@@ -3140,8 +3150,8 @@ one_ipv6 = ip_address(ipaddress.IPv6Address, "IPv6")
 one_ipv4_block = ip_block(ipaddress.IPv4Network, "10.0.0.0/16")
 one_ipv6_block = ip_block(ipaddress.IPv6Network, "2001:db8::/56")
 
-# Keys of [instance] and [interface NAME] -> (parser, default). A default of None: the fact is
-# derived from others. An empty default: the fact is absent, and an empty value says so too.
+# Keys of [instance] and [interface NAME] -> (parser, default). A default of None means that the
+# fact is derived from others; an empty default, like an empty value, that the fact is absent.
 INTERFACE_SETTINGS = {
     "mac": (matching("([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"), None),
     "interface-id": (resource_id("eni"), None),
@@ -3176,8 +3186,8 @@ SOURCE_SETTINGS = {
     "timeout": (duration, 30),
 }
 
-# Section -> key -> (parser, default). "*" is any key. A section with NAME may stand several
-# times, each with a name of its own.
+# Section -> key -> (parser, default). "*" stands for any key. A section with NAME may appear
+# several times, each time with another name.
 SETTINGS = {
     "server": {
         "bind": (bind_address, ""),
@@ -3245,6 +3255,9 @@ SETTINGS = {
     "faults": {"*": (fault_rule, None)},
 }
 
+TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@-]{1,128}")
+METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
+
 # Section with any key -> what its keys must match, and how to say so.
 KEY_FORMS = {
     "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@"),
@@ -3252,7 +3265,7 @@ KEY_FORMS = {
                                 "or a whole one that begins with /latest/"),
 }
 
-# Keys of [instance] that a variable of the environment sets too, which wins.
+# Keys of [instance] that an environment variable overrides.
 VARIABLES = {
     "public-hostname": "EC2_LOCAL_HOSTNAME",
     "public-ipv4": "EC2_LOCAL_IPV4",
@@ -3283,10 +3296,10 @@ def load_config(
     """
     config = {kind: default_settings(kind) for kind in SETTINGS if not kind.endswith(" NAME")}
     if path:
-        with naming(path):
+        with errors_in(path):
             for section, pairs in read_sections(path).items():
                 config[section] = check_section(section, pairs)
-    with naming("environment"):
+    with errors_in("environment"):
         for key, variable in VARIABLES.items():
             if environ.get(variable):
                 parse, _ = SETTINGS["instance"][key]
@@ -3296,8 +3309,8 @@ def load_config(
 
 
 @contextlib.contextmanager
-def naming(place: Optional[str]) -> Iterator[None]:
-    """Begin the text of a ConfigError with the place of the mistake."""
+def errors_in(place: Optional[str]) -> Iterator[None]:
+    """Put the place of the mistake before the text of any ConfigError raised in the block."""
     try:
         yield
     except ConfigError as error:
@@ -3322,9 +3335,10 @@ def read_sections(path: str) -> Dict[str, Dict[str, str]]:
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8")
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-        key = shown_key(getattr(error, "option", ""))
-        raise ConfigError("[%s] %s: is there twice, again in line %d" % (
-            error.section, key, error.lineno))
+        place = "[%s]" % error.section
+        if isinstance(error, configparser.DuplicateOptionError):
+            place += " " + shown_key(error.option)
+        raise ConfigError("%s: is there twice, again in line %d" % (place, error.lineno))
     except configparser.ParsingError as error:  # its own text shows the line, a secret maybe
         line = getattr(error, "lineno", 0) or error.errors[0][0]
         raise ConfigError("line %d is neither a [section] nor key = value" % line)
@@ -3338,7 +3352,7 @@ def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
         raise ConfigError("[%s]: unknown section%s" % (section, nearest(section, SETTINGS)))
     settings = default_settings(kind)
     for key, text in pairs.items():
-        parse, default = known_key(section, key, text, SETTINGS[kind])
+        parse, default = find_setting(section, key, text, SETTINGS[kind])
         if not text and default is not None and not default:
             settings[key] = default
         else:
@@ -3348,8 +3362,8 @@ def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
     return settings
 
 
-def known_key(section: str, key: str, text: str, known: dict) -> Tuple[Parser, Any]:
-    """Return parser and default of a key. Raises ConfigError if there is no such key."""
+def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser, Any]:
+    """Find the parser and the default of a key. Raises ConfigError if there is no such key."""
     if key in known and key != "*":
         return known[key]
     if section == "instance" and key in FORMER_KEYS:
@@ -3383,7 +3397,7 @@ def check_value(section: str, key: str, parse: Parser, text: str) -> Any:
 
 
 def check_source(section: str, settings: Dict[str, Any]) -> None:
-    """Ask for what a source of credentials needs."""
+    """Refuse a source of credentials without the keys that it needs."""
     for key in SOURCES[settings["source"]].needs:
         if not settings[key]:
             raise ConfigError("[%s] %s: missing; source = %s needs it" % (
@@ -3518,7 +3532,7 @@ class Daemon:
 
     def _make_service(self, config, former=None):
         """Make the credentials and the service that a configuration describes."""
-        with naming(self._options.config):
+        with errors_in(self._options.config):
             credentials = make_credentials(
                 config, self.log.say, self.server.call_soon_threadsafe, former)
             service = MetadataService(config, credentials, self._box, (self.address[0],))

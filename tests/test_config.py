@@ -387,7 +387,7 @@ def test_error_shows_no_secret(check, text):
     ("[server\nbind = 127.0.0.1\n", "FILE: line 1 is neither"),
     ("[]\n", "FILE: line 1 is neither"),
     ("[server]\n= x\n", "FILE: line 2 is neither"),
-    ("[server]\nbind = 127.0.0.1\n[server]\nlog = x\n", "FILE: [server] "),
+    ("[server]\nbind = 127.0.0.1\n[server]\nlog = x\n", "FILE: [server]: is there twice"),
     (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
     (b"\0\0\0\0", "FILE: "),
 ])
