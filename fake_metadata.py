@@ -127,6 +127,7 @@ REQUEST_SECONDS = 10  # for a request to arrive in full; for a stalled client to
 IDLE_SECONDS = 60  # between two requests
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
+SWEEP_SECONDS = 1  # between two looks at all deadlines, and at credentials that may be due
 MAX_CONNECTIONS = 4096
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
 ACCEPT_BATCH = 128  # connections accepted before the others are served
@@ -2657,7 +2658,7 @@ class Server(http.server.HTTPServer):
 
     def close_overdue(self):
         """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
-        self.call_later(1, self.close_overdue)
+        self.call_later(SWEEP_SECONDS, self.close_overdue)
         for task in list(self.unfinished.values()):
             if min(task.deadline, self._stop_at) < self.now:
                 self.resume(task.handler, TimeoutError())
@@ -3555,7 +3556,7 @@ class Daemon:
 
     def _refresh_credentials(self):
         """Look each second whether credentials are due."""
-        self.server.call_later(1, self._refresh_credentials)
+        self.server.call_later(SWEEP_SECONDS, self._refresh_credentials)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
 

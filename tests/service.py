@@ -43,7 +43,7 @@ def wait_for(condition, timeout=10, what="the condition"):
             return value
         if time.monotonic() > deadline:
             raise AssertionError("%s did not come within %s s" % (what, timeout))
-        time.sleep(0.01)
+        time.sleep(0.003)
 
 
 class Service:

@@ -699,6 +699,8 @@ def test_file_that_others_can_read(aws_file):
 @pytest.fixture
 def aws_home(tmp_path, load, monkeypatch):
     """Read a profile from the two usual files: aws_home(credentials, config, profile="default")."""
+    monkeypatch.setattr(fake_metadata, "SETTLE_SECONDS", 0)
+
     def read(credentials=None, config=None, name="default"):
         for content, file, variable in ((credentials, "credentials", "AWS_SHARED_CREDENTIALS_FILE"),
                                         (config, "config", "AWS_CONFIG_FILE")):
@@ -795,8 +797,10 @@ def printed(**changes):
 
 
 @pytest.fixture
-def command(load):
+def command(load, monkeypatch):
     """Fetch from a command: command("cat file", timeout="10s")."""
+    monkeypatch.setattr(fake_metadata, "COMMAND_POLL", 0.002)
+
     def fetch(text, timeout="10s", cancelled=None):
         config = load("[credentials]\nsource = process\ncommand = %s\ntimeout = %s\n"
                       % (text, timeout))

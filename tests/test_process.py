@@ -552,7 +552,8 @@ def test_credentials_file_that_changes(serve, tmp_path):
     path = tmp_path / "credentials"
     path.write_text("[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\n"
                     "aws_secret_access_key = x\n")
-    service = serve("[credentials]\nsource = profile\nfile = %s\n" % path)
+    service = serve("[credentials]\nsource = profile\nfile = %s\n" % path,
+                    within=with_limits(SWEEP_SECONDS=0.1))
     assert "AKIAIOSFODNN7EXAMPLE" in service.get(CREDENTIALS)[2]
 
     path.write_text("[default]\naws_access_key_id = AKIAI44QH8DHBEXAMPLE\n"
@@ -718,7 +719,7 @@ def test_stop_twice(serve):
 
 def test_stop_with_a_client_that_says_nothing_more(serve):
     """A client that never ends its request holds up the end for STOP_SECONDS and a tick at most."""
-    service = serve(within=with_limits(STOP_SECONDS=0.3))
+    service = serve(within=with_limits(STOP_SECONDS=0.3, SWEEP_SECONDS=0.1))
     with service.connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\n")
         service.get("/later")
@@ -895,7 +896,7 @@ def test_every_key_is_in_the_readme():
 def test_stop_is_bounded_after_a_late_delay(serve):
     """A request that is completed after TERM and then delayed does not hold up the end."""
     service = serve("[faults]\nslow = /latest/meta-data/mac delay 1m\n",
-                    within=with_limits(STOP_SECONDS=0.3))
+                    within=with_limits(STOP_SECONDS=0.3, SWEEP_SECONDS=0.1))
     with service.connect() as connection:
         connection.sendall(b"GET /latest/meta-data/mac HTTP/1.1\r\n")
         wait_for(lambda: open_connections(service) == 1, what="the connection")

@@ -89,6 +89,7 @@ def test_shutdown_finishes_what_is_in_flight(serving):
 def test_shutdown_does_not_wait_for_ever(serving, monkeypatch):
     """What takes longer than STOP_SECONDS is cut off by shutdown()."""
     monkeypatch.setattr(fake_metadata, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(fake_metadata, "SWEEP_SECONDS", 0.1)
     server = serving(SLOW)
     with connect(server) as client:
         client.sendall(REQUEST.replace(b"instance-id", b"mac"))

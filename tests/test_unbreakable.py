@@ -122,7 +122,7 @@ def test_deadlines_are_those_of_the_design():
 
 def test_reader_that_does_not_read(serve):
     """A client that asks on, reading nothing, is closed after its time, and costs little memory."""
-    service = serve(within=with_limits(REQUEST_SECONDS=0.5))
+    service = serve(within=with_limits(REQUEST_SECONDS=0.5, SWEEP_SECONDS=0.1))
     with service.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(0.2)
@@ -207,7 +207,7 @@ def test_vanishing_clients(service, sent):
 
 def test_client_that_writes_on_after_a_refusal(serve):
     """Who is refused may send as much as he likes: he gets his answer, and is then left."""
-    service = serve(within=with_limits(LINGER_SECONDS=0.2))
+    service = serve(within=with_limits(LINGER_SECONDS=0.2, SWEEP_SECONDS=0.1))
     with Wire(service) as wire:
         wire.send(get("Content-Length: 50000000"))
         answer = wire.answer()
@@ -341,7 +341,7 @@ def test_listens_on_the_loopback_address_only(service):
 
 def test_term_finishes_what_is_in_flight(serve):
     """After TERM begun requests are answered, idle clients closed, new ones not served; exit 0."""
-    service = serve(within=with_limits(STOP_SECONDS=0.3))
+    service = serve(within=with_limits(STOP_SECONDS=0.3, SWEEP_SECONDS=0.1))
     with Wire(service) as begun, Wire(service) as idle, Wire(service) as slow:
         assert idle.kept() and begun.kept()
         begun.send(PROBE[:30])
@@ -805,7 +805,8 @@ def test_credentials_file_while_clients_ask(serve, tmp_path):
     """Replaced, cut, emptied, gone, unreadable, a folder: clients quickly get good credentials."""
     path = str(tmp_path / "credentials")
     write_profile(path, 1)
-    service = serve("[credentials]\nsource = profile\nfile = %s\n" % path, preexec_fn=as_anybody)
+    service = serve("[credentials]\nsource = profile\nfile = %s\n" % path, preexec_fn=as_anybody,
+                    within=with_limits(SWEEP_SECONDS=0.1))
     asking = Asking(service)
 
     def until(generation):
