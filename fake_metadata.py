@@ -955,7 +955,7 @@ class Timeline:
 
 
 def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
-    """Return what [events] says now, and the time at which it will say something else.
+    """Compute the facts of [events] now, and the time at which they will change.
 
     The times in a notice are fixed from `start` on.
     """
