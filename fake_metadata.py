@@ -948,10 +948,10 @@ class Timeline:
 
     def has_come(self, moment: Moment) -> bool:
         """Tell whether a moment has come; one that has not is a change to wait for."""
-        time_of_it = moment(self.start)
-        if time_of_it > self.now:
-            self.next_change = min(self.next_change, time_of_it)
-        return time_of_it <= self.now
+        at = moment(self.start)
+        if at > self.now:
+            self.next_change = min(self.next_change, at)
+        return at <= self.now
 
 
 def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
@@ -2635,7 +2635,7 @@ class Server(http.server.HTTPServer):
         if not task:
             return
         try:
-            event, task.deadline = task.steps.throw(error) if error else next(task.steps)
+            event, task.deadline = task.generator.throw(error) if error else next(task.generator)
             if event != task.event:
                 self._watch(task, event)
         except (StopIteration, OSError):
@@ -2649,7 +2649,7 @@ class Server(http.server.HTTPServer):
         task = self.unfinished.pop(request, None)
         if task:
             self._watch(task, NOTHING)
-            task.steps.close()
+            task.generator.close()
         self.close_request(request)
 
     def handle_error(self, request, client_address):
@@ -2741,11 +2741,11 @@ class Server(http.server.HTTPServer):
 class Task:
     """An unfinished connection in the server's table: handler, generator, what it waits for."""
 
-    __slots__ = ("handler", "steps", "resume", "event", "deadline")
+    __slots__ = ("handler", "generator", "resume", "event", "deadline")
 
-    def __init__(self, handler, steps, resume):
+    def __init__(self, handler, generator, resume):
         self.handler = handler
-        self.steps = steps
+        self.generator = generator
         self.resume = resume
         self.event = NOTHING
         self.deadline = FOREVER

@@ -104,10 +104,10 @@ class Service:
         self.process.send_signal(number)
 
     def log(self):
-        return _read(self.log_path)
+        return text_of(self.log_path)
 
     def stderr(self):
-        return _read(self.stderr_path)
+        return text_of(self.stderr_path)
 
     def request(self, method, path, headers=(), body=None, timeout=10):
         """Send one request on a connection of its own; return (status, headers, body as bytes)."""
@@ -174,7 +174,8 @@ def receive_all(connection):
         return received
 
 
-def _read(path):
+def text_of(path):
+    """Return the text of a file, "" without one."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()

@@ -107,8 +107,11 @@ def test_shutdown_twice(serving):
     """shutdown() of a server that has stopped returns at once."""
     server = serving()
     server.shutdown()
+    began = time.monotonic()
 
     server.shutdown()
+
+    assert time.monotonic() - began < 1 and not server.unfinished
 
 
 def test_shutdown_before_serve_forever(make_server):

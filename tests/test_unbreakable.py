@@ -19,7 +19,7 @@ import pytest
 import fake_metadata
 from service import (CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, check_lines,
                      cpu_seconds, free_port, open_connections, open_files, receive_all, resident,
-                     wait_for, with_limits, WITH_LIMITS)
+                     text_of, wait_for, with_limits, WITH_LIMITS)
 from wire import PROBE, Wire, get, request
 
 ROOT_USER = os.geteuid() == 0
@@ -499,10 +499,10 @@ def test_disk_that_becomes_full(small_disk):
     os.remove(disk + "other")
 
     assert service.get("/room-again")[0] == 404
-    wait_for(lambda: "were lost" in _text(disk + "log"), what="the word about the lost lines")
+    wait_for(lambda: "were lost" in text_of(disk + "log"), what="the word about the lost lines")
 
-    check_lines(_text(disk + "log"))
-    numbers, lost = numbers_and_losses(_text(disk + "log"))
+    check_lines(text_of(disk + "log"))
+    numbers, lost = numbers_and_losses(text_of(disk + "log"))
     assert numbers == sorted(set(numbers)) and len(numbers) + lost == 1500
 
 
@@ -512,21 +512,16 @@ def test_full_disk_and_rotation(small_disk):
     """A new log begins with a whole line, and tells what was lost while the disk was full."""
     service, disk = small_disk
     ask_for_numbers(service, 1500)
-    first = _text(disk + "log")
+    first = text_of(disk + "log")
     os.remove(disk + "log")
     service.signal(signal.SIGHUP)
-    wait_for(lambda: os.path.exists(disk + "log") and "were lost" in _text(disk + "log"),
+    wait_for(lambda: os.path.exists(disk + "log") and "were lost" in text_of(disk + "log"),
              what="the new log")
 
     check_lines(first.rpartition("\n")[0] + "\n")
-    check_lines(_text(disk + "log"))
-    numbers, lost = numbers_and_losses(first.rpartition("\n")[0] + _text(disk + "log"))
+    check_lines(text_of(disk + "log"))
+    numbers, lost = numbers_and_losses(first.rpartition("\n")[0] + text_of(disk + "log"))
     assert len(numbers) + lost == 1500
-
-
-def _text(path):
-    with open(path) as file:
-        return file.read()
 
 
 def test_stderr_that_nobody_reads(serve):
