@@ -66,7 +66,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.1"
+VERSION = "1.2"
 
 
 # ---------------------------------------------------------------- names and limits ------------
@@ -139,6 +139,10 @@ ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files le
 MAX_LOGGED_LINE = 8192  # characters of a request line
 MAX_LOGGED_AGENT = 1024  # characters of a user agent
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
+
+# Process.
+EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)  # may come before there are handlers for them
+TEMPORARY_ERRORS = (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)  # no such address, no resolver yet
 
 FOREVER = float("inf")
 
@@ -1795,17 +1799,47 @@ def read_user_data(settings: dict) -> Optional[bytes]:
     return data or None
 
 
-def box_id(paths: Iterable[str] = ("/etc/machine-id", "/var/lib/dbus/machine-id")) -> str:
-    """Identify this machine by a text that survives reboots and that no other machine has."""
+def box_id(
+    directory: Optional[str] = None,
+    paths: Iterable[str] = ("/etc/machine-id", "/var/lib/dbus/machine-id"),
+) -> str:
+    """Identify this machine by a text that survives reboots and that no other machine has.
+
+    The file `id` of a state directory wins: one line, any text. Where the machine has no id of
+    its own, that file is made.
+    """
+    own_id = read_line(os.path.join(directory, "id")) if directory else ""
+    if own_id:
+        return own_id
     for path in paths:
-        try:
-            with open(path) as file:
-                machine_id = file.read().strip()
-        except OSError:
-            continue
-        if len(machine_id) >= 32:
+        machine_id = read_line(path)
+        if len(machine_id) >= 32:  # not while it is "uninitialized"
             return machine_id
-    return "%s %012x" % (socket.gethostname(), uuid.getnode())
+    own_id = "%s %012x" % (socket.gethostname(), uuid.getnode())
+    if directory:
+        keep(os.path.join(directory, "id"), own_id)
+    return own_id
+
+
+def read_line(path: str) -> str:
+    """Return the first line of a file; "" if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def keep(path: str, text: str) -> None:
+    """Write a line to a file that is whole even after a power cut; nothing where that is denied."""
+    try:
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".new", path)
+    except OSError:
+        pass
 
 
 # ---------------------------------------------------------------- requests --------------------
@@ -3432,7 +3466,7 @@ class Daemon:
     def __init__(self, options: argparse.Namespace, environ: Dict[str, str] = os.environ):
         self._options = options
         self._environ = environ
-        self._box = box_id()
+        self._box = box_id(environ.get("STATE_DIRECTORY"))
         self._is_ready = False
         self.config = load_config(options.config, environ)
         self.log = Log(self._log_path(self.config))
@@ -3451,6 +3485,7 @@ class Daemon:
     def run(self) -> None:
         """Serve until TERM or INT."""
         self.catch_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY_SIGNALS)
         try:
             self._open()
             self.server.serve_forever()
@@ -3551,14 +3586,16 @@ class Daemon:
             code = getattr(error, "errno", None) or errno.EINVAL
             reason = getattr(error, "strerror", None) or error
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
-        self._refresh_credentials()
+        self._look_around()
         self._announce()
 
-    def _refresh_credentials(self):
-        """Look each second whether credentials are due."""
-        self.server.call_later(SWEEP_SECONDS, self._refresh_credentials)
+    def _look_around(self):
+        """Refresh, each second, what credentials are due; tell a watchdog that the loop turns."""
+        self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
+        if self._environ.get("WATCHDOG_USEC"):
+            self._tell_supervisor("WATCHDOG=1")
 
     def _announce(self):
         address, port = self.server.server_address[:2]
@@ -3655,12 +3692,16 @@ def main(argv: Optional[List[str]] = None) -> int:
         elif options.dump:
             print_dump(options)
         else:
+            # Log and configuration are read before there are handlers.
+            signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
             Daemon(options).run()
         return 0
     except (ConfigError, ValueError, OSError) as error:
         warn(getattr(error, "strerror", None) or str(error))
         code = getattr(error, "errno", None) or errno.EINVAL
         notify("ERRNO=%d" % abs(code))  # those of a resolver are negative
+        if code in TEMPORARY_ERRORS:
+            return os.EX_TEMPFAIL
         return 1
 
 

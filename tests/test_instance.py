@@ -675,7 +675,7 @@ def test_box_is_known_by_its_machine_id(tmp_path):
     (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     paths = [str(tmp_path / "missing"), str(tmp_path / "machine-id")]
 
-    assert box_id(paths) == "0123456789abcdef0123456789abcdef"
+    assert box_id(paths=paths) == "0123456789abcdef0123456789abcdef"
 
 
 @pytest.mark.parametrize("content", ["", "\n", "uninitialized\n"])
@@ -684,8 +684,30 @@ def test_box_without_machine_id(tmp_path, content):
     (tmp_path / "machine-id").write_text(content)
     paths = [str(tmp_path / "machine-id")]
 
-    assert box_id(paths) == box_id(paths)
-    assert box_id(paths).startswith(socket.gethostname())
+    assert box_id(paths=paths) == box_id(paths=paths)
+    assert box_id(paths=paths).startswith(socket.gethostname())
+
+
+def test_id_of_its_own(tmp_path, monkeypatch):
+    """Without a machine-id the box gets an id in its state directory, and keeps it."""
+    first = box_id(str(tmp_path), paths=[])
+    monkeypatch.setattr(fake_metadata.uuid, "getnode", lambda: 1)  # as after a boot
+
+    assert box_id(str(tmp_path), paths=[]) == first
+    assert (tmp_path / "id").read_text() == first + "\n"
+
+
+def test_clone_is_told_to_be_another(tmp_path):
+    """What somebody writes in the file wins over the machine-id."""
+    (tmp_path / "machine-id").write_text("0123456789abcdef0123456789abcdef\n")
+    (tmp_path / "id").write_text("another\n")
+
+    assert box_id(str(tmp_path), [str(tmp_path / "machine-id")]) == "another"
+
+
+def test_id_where_none_can_be_kept(tmp_path):
+    """Where there is no place to keep an id the box has one all the same."""
+    assert box_id(str(tmp_path / "missing"), paths=[])
 
 
 # Values of one's own.
