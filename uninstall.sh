@@ -1,19 +1,206 @@
 #!/bin/sh
-# Take fake-metadata off this box again: what install.sh put there, by name, in reverse order, and nothing else.
+# Take fake-metadata off this box again.
 #
-#   sudo sh uninstall.sh            keeps the logs and an edited configuration, and says so
-#   sudo sh uninstall.sh --purge    deletes them too
-#   sh uninstall.sh --dry-run       prints every change, makes none
+# usage: sudo sh uninstall.sh [OPTIONS]
+#   --purge      the configuration, the logs and the user too: nothing is left
+#   --dry-run    print every change, make none
+#   --help       print this
 #
-# Also as /apps/fake-metadata/uninstall.sh. Works after half an install, and twice. Every step of the installation has its
-# test, its doing and its undoing side by side in install.sh, which this calls. DESTDIR as there.
+# Exit codes: 0 gone, or nothing was there; 1 not done; 2 usage.
 set -eu
 
-main() {
-    case " $* " in
-        *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
+# It has dpkg remove the package. In the package it is prerm (stops the service) and postrm (address,
+# redirect, registration; at a purge what is not in the package: logs, user, state), and knows by
+# DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by then.
+
+NAME=fake-metadata
+STATE_DIR=/var/lib/$NAME
+RUN_DIR=/run/$NAME
+FORMER=$STATE_DIR/installed # an installation by an install.sh before 1.2
+ALIAS=169.254.169.254/32
+UNIT=$NAME.service
+
+# In a package its settings stand here:
+# SETTINGS
+
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+say() {
+    echo "$*"
+}
+
+die() {
+    echo "${DPKG_MAINTSCRIPT_PACKAGE:-${0##*/}}: $*" >&2
+    exit 1
+}
+
+has() {
+    command -v "$1" >/dev/null
+}
+
+under_systemd() {
+    [ -d /run/systemd/system ]
+}
+
+# ---- prerm
+
+stop() {
+    end_supervision
+    ! under_systemd || systemctl --quiet stop "$UNIT" || true
+    ! has_user || start-stop-daemon --stop --quiet --oknodo --user "$NAME" --retry TERM/5/KILL/5 || true
+}
+
+has_user() {
+    getent passwd "$NAME" >/dev/null
+}
+
+end_supervision() {
+    for folder in /service /etc/service; do
+        [ ! -L "$folder/$NAME" ] || rm "$folder/$NAME"
+    done
+    supervise=/etc/sv/$NAME/supervise
+    [ -p "$supervise/control" ] || return 0
+    timeout 5 sh -c "printf dx >'$supervise/control'" || true
+    timeout 10 flock "$supervise/lock" true || true
+    rm -rf "$supervise"
+}
+
+# ---- postrm
+
+remove() {
+    for backend in iptables-nft iptables-legacy iptables; do
+        ! has "$backend" || remove_rule "$backend"
+    done
+    ! is_made alias "$ALIAS" || ! has ip || ip addr del "$ALIAS" dev lo 2>/dev/null || true
+    forget alias "$ALIAS"
+    rm -rf "$RUN_DIR"
+    ! has deb-systemd-helper || deb-systemd-helper mask "$UNIT" >/dev/null
+    reload_systemd
+}
+
+# Every copy, whatever its port.
+remove_rule() {
+    "$1-save" -t nat 2>/dev/null | sed -n "s/^-A \(OUTPUT .*--comment \"*$NAME\"* .*\)/\1/p" |
+        while read -r rule; do
+            # shellcheck disable=SC2086 # a rule is words
+            "$1" -w -t nat -D $rule || true
+        done
+}
+
+reload_systemd() {
+    under_systemd || return 0
+    systemctl daemon-reload || true
+    systemctl reset-failed "$UNIT" 2>/dev/null || true
+}
+
+purge() {
+    update-rc.d "$NAME" remove >/dev/null || true
+    if has deb-systemd-helper; then
+        deb-systemd-helper purge "$UNIT" >/dev/null
+        deb-systemd-helper unmask "$UNIT" >/dev/null
+    fi
+    reload_systemd
+    rm -f "/etc/systemd/system/$UNIT.dpkg-old"
+    made log | while read -r folder; do
+        find "$folder" -maxdepth 1 -name "server.log*" -exec rm -rf {} + 2>/dev/null || true
+    done
+    made folder | sort -r | while read -r folder; do
+        rmdir "$folder" 2>/dev/null || true
+    done
+    ! is_made user "$NAME" || ! has_user || delete_user
+    ! is_made group "$NAME" || ! getent group "$NAME" >/dev/null || groupdel "$NAME" || true
+    rm -rf "$STATE_DIR"
+}
+
+# Print what was made on this box, beside the package, of a kind; the record is root's, or it is none.
+made() {
+    [ "$(stat -c %u "$STATE_DIR/made" 2>/dev/null)" != 0 ] || sed -n "s|^$1 ||p" "$STATE_DIR/made"
+}
+
+is_made() {
+    made "$1" | grep -qxF "$2"
+}
+
+forget() {
+    [ ! -e "$STATE_DIR/made" ] || sed -i "\\|^$1 $2\$|d" "$STATE_DIR/made"
+}
+
+# userdel takes the group of the same name along, unless it is not the user's own.
+delete_user() {
+    is_made group "$NAME" || usermod --gid nogroup "$NAME"
+    userdel "$NAME"
+}
+
+maintain() {
+    case "$DPKG_MAINTSCRIPT_NAME $1" in
+        "prerm remove" | "prerm deconfigure") stop ;;
+        "postrm remove") remove ;;
+        "postrm purge") purge ;;
     esac
-    exec sh "$(dirname "$0")/install.sh" --uninstall "$@"
+}
+
+# ---- uninstall.sh
+
+ACTION=remove DRY_RUN=''
+
+parse_options() {
+    for option in "$@"; do
+        case $option in
+            --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+            --purge) ACTION=purge ;;
+            --dry-run) DRY_RUN=yes ;;
+            *) echo "${0##*/}: unknown option $option; see --help" >&2; exit 2 ;;
+        esac
+    done
+}
+
+status() {
+    dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null || true
+}
+
+uninstall() {
+    case $ACTION,$(status) in
+        *, | *,not-installed | remove,config-files) say "nothing of $NAME is installed"; return ;;
+    esac
+    if [ -n "$DRY_RUN" ]; then
+        say_changes
+        return
+    fi
+    [ "$(id -u)" -eq 0 ] || die "only root can uninstall: sudo sh $0"
+    said=$(dpkg --force-remove-reinstreq "--$ACTION" "$NAME" 2>&1 </dev/null) ||
+        { echo "$said" >&2; die "dpkg could not remove it: see above, then run me again"; }
+    if [ "$ACTION" = purge ]; then
+        say "$NAME is gone"
+    else
+        say "$NAME is gone, except for its configuration, /etc/$NAME.conf and others, and its log:"
+        made log | sed "s|.*|  &/server.log|"
+        say "sudo sh $0 --purge deletes them too"
+    fi
+}
+
+say_changes() {
+    say "would stop the service, and take 169.254.169.254 and its redirect away"
+    dpkg --listfiles "$NAME" | while read -r path; do
+        if [ -L "$path" ] || [ ! -d "$path" ]; then say "would remove $path"; fi
+    done
+    [ "$ACTION" = remove ] || made log | sed 's|.*|would remove &/server.log*|'
+    [ "$ACTION" = remove ] || ! is_made user "$NAME" || say "would delete the user $NAME"
+}
+
+main() {
+    umask 022
+    export LC_ALL=C
+    case ${DPKG_MAINTSCRIPT_NAME-} in
+        prerm | postrm)
+            maintain "$@"
+            return ;;
+    esac
+    parse_options "$@"
+    former=$(sed -n 's/^APP_DIR //p' "$FORMER" 2>/dev/null || true)/uninstall.sh
+    if [ -z "$(status)" ] && [ -f "$FORMER" ] && [ -f "$former" ]; then
+        exec sh "$former" "$@"
+    fi
+    uninstall
 }
 
 main "$@"

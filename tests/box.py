@@ -41,7 +41,7 @@ KINDS = {
     "no-ifupdown": EVERYWHERE + SYSTEMD,  # the network is systemd-networkd's
 }
 PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d",
-           "logrotate.d", "README.md"]
+           "logrotate.d", "README.md", "CHANGELOG.md"]
 HOME = "/home/dev"
 DEVELOPER = 1000  # uid and gid of whoever copied the product to the box
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -132,6 +132,20 @@ umount -l .
 exec env -i PATH="$PATH" container=box setpriv --bounding-set=-sys_time,-sys_module /sbin/init
 """
 
+# A disk below a disk of the same kind, whose dpkg has the package put on it.
+BUILD_IMAGE = """
+set -eu
+mount --make-rprivate /
+cd "$1"
+mkdir -p builder/disk builder/work builder/root
+chmod 755 builder/disk
+mount -t overlay overlay -o "lowerdir=$2,upperdir=builder/disk,workdir=builder/work" builder/root
+mkdir builder/root/image
+mount -t overlay overlay -o "lowerdir=$2,upperdir=disk,workdir=work" builder/root/image
+mount -t proc proc builder/root/proc
+exec chroot builder/root sh -c '{command}'
+"""
+
 FORGET = ('mount -t cgroup2 cgroup2 "$1/cgroup" && '
           'find "$1/cgroup/$2" -depth -type d -exec rmdir {} +')
 
@@ -146,7 +160,10 @@ NOT_OURS = re.compile(r'''/(proc|sys|dev)$
     | /etc/(passwd|group|shadow|gshadow|subuid|subgid)-$ | /etc/\.pwd\.lock$
     | /etc/init\.d/\.depend\.
     | /var/log/(journal|wtmp|btmp|lastlog|faillog)$ | /var/log/(fsck/|dmesg)
-    | /var/lib/(systemd|logrotate|urandom)/. | (/var)?/tmp/systemd-private-''', re.X)
+    | /var/lib/(systemd|logrotate|urandom)/. | (/var)?/tmp/systemd-private-
+    | /var/lib/dpkg/(status|status-old|lock|updates|tmp\.ci|triggers/(Lock|Unincorp))$
+    | /tmp/fake-metadata\.\w+$  # of an installer that was killed
+    | /var/log/(dpkg\.log|alternatives\.log|apt)$ | /run/runit$''', re.X)
 
 def tree(folder):
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -347,9 +364,21 @@ class Box:
         self.ok("rm -rf {0} && mkdir -m 700 {0} && chown {1}:{1} {0} && "
                 "tar --numeric-owner -C {0} -xpf -".format(name, DEVELOPER), stdin=archive)
 
-    def snapshot(self):
+    def snapshot(self, python="python3"):
         """Return what the box has, by subject: files, addresses, rules, users, processes, ports."""
-        return json.loads(self.ok("python3 -IB -", stdin=SNAPSHOT))
+        return json.loads(self.ok(python + " -IB -", stdin=SNAPSHOT))
+
+    def build_image(self, command):
+        """Switch it off, and run a command as an image build does: its disk, at /image, no init."""
+        self.power_cut()
+        script = BUILD_IMAGE.format(command=command)
+        process = subprocess.run(
+            ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", script,
+             "build", self.folder, self.root_fs],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            universal_newlines=True, timeout=120, env={"PATH": PATH, "HOME": "/root"})
+        assert process.returncode == 0, process.stdout
+        return process.stdout
 
     def power_cut(self):
         """Switch it off as a failing power supply does."""

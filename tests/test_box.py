@@ -6,11 +6,12 @@ that leave the service as they found it share one (`shared`). They need root and
 import contextlib
 import json
 import re
+import subprocess
 
 import pytest
 
 from box import Box, KINDS, Neighbour, difference, root_fs, why_not
-from service import check_lines, wait_for
+from service import ROOT, check_lines, wait_for
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
 
@@ -19,12 +20,17 @@ INSTALL = "sh fake-metadata/install.sh"
 UNINSTALL = "sh fake-metadata/uninstall.sh"
 PURGE = UNINSTALL + " --purge"
 CHECK = "sh /apps/fake-metadata/install.sh --check"
+DEB = "/root/fake-metadata.deb"
+BUILD = INSTALL + " --deb " + DEB
+INIT = "/etc/init.d/fake-metadata "
 SERVICE = "service fake-metadata "
 CONFIG = "/etc/fake-metadata.conf"
 INTERFACES = "/etc/network/interfaces"
-LOG = "/mnt/logs/fake-metadata/server.log"
+LOG_DIR = "/mnt/logs/fake-metadata"
+LOG = LOG_DIR + "/server.log"
 RULES = "/etc/network/iptables.rules"
 META_DATA = "http://169.254.169.254/latest/meta-data/"
+AS_SERVICE = "setpriv --reuid=fake-metadata --regid=fake-metadata --clear-groups "
 AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups "
 GET = "curl -sS --fail --max-time 5 "
 PID = "pgrep -u fake-metadata python3"  # not the command of a credential source
@@ -113,6 +119,12 @@ def sysvinit(boot):
 
 
 @pytest.fixture
+def systemd(boot):
+    """A fresh box for what only systemd does."""
+    return boot("systemd")
+
+
+@pytest.fixture
 def ready(sysvinit):
     """The same, installed."""
     sysvinit.ok(INSTALL)
@@ -198,10 +210,12 @@ def load(box, threads):
 
 def test_install_says_what_runs_where(box):
     """The installer ends with a round-trip, what runs where, and the next command."""
-    last = box.ok(INSTALL).splitlines()[-4:]
+    first, *last = box.ok(INSTALL).splitlines()
+    assert re.match(r"fake-metadata \d+\.\d+: installing$", first)
     assert "IMDSv2" in last[0] and "ASIA" not in last[0], last
     assert "8000" in last[1] and LOG in last[2], last
     assert re.match(r"Next: (curl|service) ", last[3]), last
+    assert re.match(r"In doubt: service fake-metadata check$", last[4]), last
 
 
 def test_credentials_through_the_address(shared):
@@ -281,18 +295,80 @@ def test_folder_can_be_deleted(installed):
 
 
 def test_second_install_changes_nothing(installed):
-    """A second install leaves every file, rule and process as it is, even the running one."""
+    """A second install has nothing to do: every file, rule and process stays as it is."""
     before, pid = installed.snapshot(), installed.ok(PID)
-    installed.ok(INSTALL)
+    assert "nothing to do" in installed.ok(INSTALL).splitlines()[0]
     assert without_log(difference(before, installed.snapshot())) == []
     assert installed.ok(PID) == pid
 
 
-def test_install_from_the_installed_copy(installed):
-    """The remedy that --check names works: the installed copy of install.sh installs."""
+@pytest.mark.parametrize("harm", [
+    "ip addr del 169.254.169.254/32 dev lo", "iptables -t nat -F", "rm -rf /mnt/logs",
+    "rm -rf /apps/fake-metadata", "rm /etc/init.d/fake-metadata", "rm " + CONFIG,
+    ">/apps/fake-metadata/fake_metadata.py", ">/etc/init.d/fake-metadata", ">" + RULES,
+    SERVICE + "stop", "rm /etc/logrotate.d/fake-metadata"])
+def test_second_install_repairs(installed, harm):
+    """Whatever is missing, or there and empty, the next install brings back."""
     before = installed.snapshot()
-    installed.ok("ip addr del 169.254.169.254/32 dev lo; sh /apps/fake-metadata/install.sh")
-    assert without_log(difference(before, installed.snapshot())) == []
+    installed.ok(harm)
+    installed.ok(INSTALL)
+    assert [line for line in without_log(difference(before, installed.snapshot()))
+            if "/run/fake-metadata/pid" not in line] == []
+    assert log_has(installed, "after")
+
+
+def test_installed_copy_only_checks(ready):
+    """The installed install.sh has no package to install, and says where there is one."""
+    result = ready.run("sh /apps/fake-metadata/install.sh")
+    assert result.code == 1 and "copy the whole folder" in result.err
+
+
+def test_dpkg_knows_it(installed):
+    """What an admin asks dpkg it answers: state, files, and that none was changed."""
+    installed.ok("dpkg -l fake-metadata | grep '^ii'")
+    files = installed.ok("dpkg -L fake-metadata").split()
+    for path in (CONFIG, RULES, "/apps/fake-metadata/fake_metadata.py",
+                 "/apps/fake-metadata/logs", "/lib/systemd/system/fake-metadata.service"):
+        assert path in files, path
+    assert "/mnt" not in files and "/mnt/logs" not in files
+    assert installed.ok("dpkg --verify fake-metadata") == ""
+
+
+def test_settings_are_in_one_place(sysvinit):
+    """What was chosen stands in APP_DIR/settings, and in no file below /etc."""
+    sysvinit.ok(INSTALL + " && tar -C / -cf /root/usual.tar etc && " + PURGE)
+    sysvinit.ok("APP_DIR=/srv/app/imds LOG_DIR=/srv/log/imds PORT=8123 " + INSTALL)
+    settings = sysvinit.read("/srv/app/imds/settings").splitlines()
+    assert {"PORT=8123", "LOG_DIR=/srv/log/imds", "PYTHON=/usr/bin/python3"} <= set(settings)
+    files = sysvinit.ok("dpkg-query -W -f '${Conffiles}' fake-metadata | awk '{print $1}'").split()
+    assert len(files) > 5
+    sysvinit.ok("mkdir /root/usual && tar -C /root/usual -xf /root/usual.tar && "
+                "for f in %s; do cmp $f /root/usual$f || exit 1; done" % " ".join(files))
+
+
+def test_edit_does_not_keep_a_new_port_away(ready):
+    """With every file below /etc edited a new PORT arrives all the same."""
+    files = ready.ok("dpkg-query -W -f '${Conffiles}' fake-metadata | awk '{print $1}'").split()
+    ready.ok("for f in %s; do echo '# mine' >>$f; done" % " ".join(files))
+    ready.ok("PORT=8001 " + INSTALL)
+    assert serves(ready) and "127.0.0.1:8001" in ready.ok("ss -Hltn")
+    ready.ok("grep -h '^# mine' " + " ".join(files))
+
+
+@pytest.mark.parametrize("line, expected", [("PORT=8123", 8123), ("PORT='8123'", 8123)])
+def test_defaults_win(installed, line, expected):
+    """A line in /etc/default wins over the settings of the installation, under every init."""
+    installed.ok("echo \"%s\" >>/etc/default/fake-metadata && %s restart" % (line, SERVICE))
+    assert serves(installed) and "127.0.0.1:%d" % expected in installed.ok("ss -Hltn")
+
+
+def test_log_folder_of_the_defaults(installed):
+    """A LOG_DIR in /etc/default is made, linked, rotated, and gone after a purge."""
+    installed.ok("echo LOG_DIR=/srv/imds/log >>/etc/default/fake-metadata && %srestart" % SERVICE)
+    assert serves(installed)
+    installed.ok("test -s /apps/fake-metadata/logs/server.log && test -s /srv/imds/log/server.log")
+    installed.ok(ROTATE + " && test -e /srv/imds/log/server.log.1")
+    installed.ok(PURGE + " && test ! -e /srv/imds && test ! -e /mnt/logs")
 
 
 def test_edits_survive_a_second_install(ready):
@@ -306,22 +382,23 @@ def test_edits_survive_a_second_install(ready):
     assert {path: ready.read(path) for path in edits} == edits
 
 
-def abort(box, tool, call):
+def abort(box, tool, call, settings=""):
     """Run the installer and kill it, as by a lost connection, at one call of a tool."""
     box.write("/root/shims/" + tool, """#!/bin/sh
 echo x >>/root/calls
 [ "$(grep -c x /root/calls)" -lt {1} ] || kill -9 0
 PATH={2} exec {0} "$@"
 """.format(tool, call, "/usr/sbin:/usr/bin:/sbin:/bin"), "755")
-    result = box.run("PATH=/root/shims:$PATH setsid --wait " + INSTALL)
+    result = box.run(settings + "PATH=/root/shims:$PATH setsid --wait " + INSTALL)
     box.ok("rm -rf /root/shims/* /root/calls")
     assert result.code != 0, "the installer calls %s less often than %d times" % (tool, call)
 
 
 @pytest.mark.parametrize("kind, tool, call", [
-    ("sysvinit", "useradd", 1), ("sysvinit", "chmod", 4), ("sysvinit", "mv", 7),
-    ("sysvinit", "update-rc.d", 1), ("sysvinit", "invoke-rc.d", 1),
-    ("systemd", "update-rc.d", 1), ("systemd", "invoke-rc.d", 1)])
+    ("sysvinit", "dpkg", 1), ("sysvinit", "dpkg-deb", 4), ("sysvinit", "dpkg-split", 1),
+    ("sysvinit", "iptables-restore", 1), ("sysvinit", "useradd", 1), ("sysvinit", "update-rc.d", 1),
+    ("sysvinit", "invoke-rc.d", 1), ("systemd", "dpkg-deb", 4), ("systemd", "groupadd", 1),
+    ("systemd", "deb-systemd-helper", 2), ("systemd", "invoke-rc.d", 1)])
 def test_half_an_install_is_finished_or_removed(boot, kind, tool, call):
     """After an install killed anywhere, a second one finishes, and uninstall leaves no trace."""
     box = boot(kind)
@@ -338,37 +415,188 @@ def test_half_an_install_is_finished_or_removed(boot, kind, tool, call):
     assert difference(before, box.snapshot()) == []
 
 
+def copy_old(box, version="0.0"):
+    """Put a folder with an older version of this program on a box."""
+    box.copy_product("old")
+    box.ok("sed -i 's/^VERSION = .*/VERSION = \"%s\"/' old/fake_metadata.py"
+           " && echo '# old' >>old/init.d/fake-metadata"
+           " && echo '# old' >>old/init.d/fake-metadata.conf"
+           " && sed -i 's/^Description=.*/Description=old/' old/init.d/fake-metadata.service"
+           % version)
+
+
 def test_upgrade(box):
     """An upgrade replaces the program, keeps the admin's edits, interrupts for under a second."""
-    box.copy_product("old")
-    box.ok("sed -i 's/^VERSION = .*/VERSION = \"0.0\"/' old/fake_metadata.py"
-           " && echo '# old' >>old/init.d/fake-metadata"
-           " && sed -i 's/^Description=.*/Description=old/' old/init.d/fake-metadata.service"
-           " && sh old/install.sh")
+    copy_old(box)
+    box.ok("sh old/install.sh")
     configure(box, "[instance]\ninstance-type = m7g.large\n")
     box.ok(SERVICE + "reload")
     pid = box.ok(PID)
     with load(box, threads=1) as report:
-        box.ok(INSTALL)
+        said = box.ok(INSTALL)
+    assert re.match(r"fake-metadata \d.*: upgrading from 0\.0$", said.splitlines()[0])
     assert report["longest gap"] < 1, report["failures"]
     assert box.ok(PID) != pid
     assert "0.0" not in box.ok("python3 /apps/fake-metadata/fake_metadata.py --version")
-    assert box.run("grep -rqE '^# old|=old$' "
-                   "/etc/init.d/fake-metadata /etc/systemd /apps").code == 1
+    assert box.run("grep -rqE '^# old|=old$' /etc/init.d/fake-metadata /apps "
+                   "/lib/systemd/system/fake-metadata.service").code == 1
     assert fact(box, "instance-type") == "m7g.large"
+    assert "your edited " + CONFIG in said
+    box.ok("test -e %s.dpkg-dist && %s --purge && ! ls /etc/fake-metadata*" % (CONFIG, UNINSTALL))
 
 
 def test_upgrade_then_purge_leaves_no_trace(box):
     """What an older copy installed is removed by the newer one."""
     before = box.snapshot()
-    box.ok("echo '# old' >>fake-metadata/init.d/fake-metadata && "
-           "echo '# old' >>fake-metadata/fake_metadata.py && "
-           "echo '# old' >>fake-metadata/init.d/fake-metadata.conf && " + INSTALL)
-    box.copy_product()
+    copy_old(box)
+    box.ok("sh old/install.sh && rm -r old")
     box.ok(INSTALL)
     box.ok(PURGE)
-    box.copy_product()
     assert difference(before, box.snapshot()) == []
+
+
+def test_upgrade_that_would_not_start(box):
+    """A configuration that the new version refuses stops the upgrade; the old service runs on."""
+    copy_old(box)
+    box.ok(r"""sed -i 's/"tags": {/"former": {"*": (str, "")},\n    &/' old/fake_metadata.py""")
+    box.ok("sh old/install.sh")
+    configure(box, "[former]\nkey = value\n")
+    box.ok(SERVICE + "reload && " + BUILD)
+    pid = box.ok(PID)
+    for command in (INSTALL, "dpkg -i " + DEB):
+        result = box.run(command)
+        assert result.code != 0 and "[former]" in result.err, result
+        assert box.ok(PID) == pid and serves(box)
+        box.ok("dpkg -l fake-metadata | grep '^ii  fake-metadata *0.0'")
+
+
+def test_disabled_stays_disabled(box):
+    """A service that the admin disabled stays so over an upgrade."""
+    copy_old(box)
+    box.ok("sh old/install.sh && update-rc.d fake-metadata disable && " + SERVICE + "stop")
+    box.run(INSTALL)
+    box.reboot()
+    assert box.run(PID).code == 1
+
+
+# ---- an installation of before the package (1.1)
+
+BEFORE_PACKAGES = "3887b2535df5d729e1268c4cc08bd83b24bd6cff"
+
+
+def copy_former(box):
+    """Put a folder with the last version before the package on a box."""
+    archive = subprocess.run(
+        ["git", "-C", ROOT, "archive", BEFORE_PACKAGES, "fake_metadata.py", "install.sh",
+         "uninstall.sh", "iptables.rules", "init.d", "logrotate.d"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if archive.returncode:
+        pytest.skip("needs the history of the project, with " + BEFORE_PACKAGES[:7])
+    box.ok("mkdir former && tar -C former -xf -", stdin=archive.stdout)
+
+
+@pytest.fixture
+def former(box):
+    """A fresh box with the version before the package installed, and a snapshot from before it."""
+    copy_former(box)
+    box.ok("touch /srv/mine")
+    box.before = box.snapshot()
+    box.ok("sh former/install.sh")
+    return box
+
+
+@pytest.mark.parametrize("how", ["install.sh", "dpkg"])
+def test_former_installation_is_taken_over(former, how):
+    """It makes room: nothing of it is left over, unedited files are new, and all is well."""
+    former.ok(BUILD)
+    former.ok(INSTALL if how == "install.sh" else "dpkg -i " + DEB)
+    assert serves(former) and is_network_right(former)
+    former.ok(CHECK)
+    assert former.ok("dpkg --verify fake-metadata") == ""
+    assert former.ok("find /etc /apps -name '*.dpkg-*'") == ""
+    assert former.ok("ls /var/lib/fake-metadata | grep -v id") == "made\n"
+    assert former.ok("find /apps -name init.d -o -name logrotate.d -o -name service") == ""
+    assert former.run("ls /etc/systemd/system/fake-metadata.service").code != 0
+    former.reboot()
+    assert serves(former) and is_network_right(former)
+    former.ok(PURGE + "; rm " + DEB)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_edits_of_a_former_installation_stay(former):
+    """An edited file stays; one that could not work any more stays beside the new one."""
+    edits = {CONFIG: "[instance]\ninstance-type = m7g.large\n",
+             "/etc/default/fake-metadata": "EC2_LOCAL_IPV4=192.0.2.7\n",
+             RULES: former.read(RULES).replace("*nat\n", "# mine\n*nat\n")}
+    for path, text in edits.items():
+        former.ok("cat >" + path, stdin=text)
+    former.ok("echo '# mine' >>/etc/init.d/fake-metadata")
+    said = former.ok(INSTALL)
+    assert "your edited /etc/init.d/fake-metadata is /etc/init.d/fake-metadata.dpkg-old" in said
+    assert {path: former.read(path) for path in edits} == edits
+    assert fact(former, "instance-type") == "m7g.large"
+    assert fact(former, "public-ipv4") == "192.0.2.7"
+    former.ok("grep '^# mine' /etc/init.d/fake-metadata.dpkg-old")
+    former.ok(PURGE)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_disabled_former_installation_stays_disabled(former):
+    """A former installation that was disabled is not enabled by the package."""
+    former.ok("update-rc.d fake-metadata disable && " + SERVICE + "stop")
+    former.run(INSTALL)
+    former.reboot()
+    assert former.run(PID).code == 1
+    former.ok("update-rc.d fake-metadata enable")
+    former.reboot()
+    assert serves(former)
+
+
+def test_former_folders_and_port(former):
+    """A former installation with folders and a port of its own keeps them."""
+    former.ok("sh former/uninstall.sh --purge && "
+              "APP_DIR=/srv/app/imds LOG_DIR=/srv/log/imds PORT=8123 sh former/install.sh")
+    former.ok(INSTALL)
+    assert serves(former) and "127.0.0.1:8123" in former.ok("ss -Hltn")
+    former.ok("test -s /srv/log/imds/server.log && test -f /srv/app/imds/settings")
+    assert former.ok("find / -xdev -name '*.dpkg-*' -path '*fake-metadata*'") == ""
+    former.ok(PURGE)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_kept_configuration_of_a_former_installation(former):
+    """What a former installation kept when it was removed is used by the package, and purged."""
+    configure(former, "[instance]\ninstance-type = m7g.large\n")
+    former.ok("sh former/uninstall.sh && " + INSTALL)
+    assert fact(former, "instance-type") == "m7g.large"
+    former.ok(PURGE)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_new_uninstall_of_a_former_installation(former):
+    """The new uninstall.sh removes a former installation by its own."""
+    former.ok(PURGE)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_dpkg_package_over_other_folders(former):
+    """A package with the usual folders takes over an installation with others, logs and all."""
+    former.ok("sh former/uninstall.sh --purge && "
+              "APP_DIR=/srv/app/imds LOG_DIR=/srv/log/imds sh former/install.sh")
+    former.ok(BUILD + " && dpkg -i " + DEB)
+    assert serves(former)
+    former.ok("test ! -e /srv/app/imds && test -s " + LOG)
+    former.ok(PURGE + "; rm " + DEB)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_interrupted_change_of_the_port(installed):
+    """A change of PORT that was killed is finished by the next install, which is not told of it."""
+    installed.ok("mkdir /root/shims")
+    abort(installed, "invoke-rc.d", 1, "PORT=8001 ")
+    installed.ok(INSTALL)
+    assert serves(installed) and "127.0.0.1:8001" in installed.ok("ss -Hltn")
+    installed.ok(CHECK)
 
 
 # ---- options of the installer
@@ -385,7 +613,7 @@ def test_dry_run_changes_nothing(box):
         path = re.match(r"\+ files: (/(?:etc|apps)/\S+) 100", line)
         if path and "fake-metadata" in path.group(1):
             assert path.group(1) in said, path.group(1)
-    for word in ("user fake-metadata", "169.254.169.254", INTERFACES, "start"):
+    for word in ("user fake-metadata", "169.254.169.254", "/mnt/logs/fake-metadata", "start"):
         assert word in said, word
 
 
@@ -407,11 +635,12 @@ def test_no_start(box):
 
 def test_folders_and_port(box):
     """APP_DIR, LOG_DIR and PORT hold for the service, the rule, a second install and removal."""
+    box.ok("touch /srv/mine")  # dpkg removes a folder that its package has and that is empty
     before = box.snapshot()
-    box.ok("APP_DIR=/opt/imds LOG_DIR=/srv/log/imds PORT=8123 " + INSTALL)
+    box.ok("APP_DIR=/srv/app/imds LOG_DIR=/srv/log/imds PORT=8123 " + INSTALL)
     assert "127.0.0.1:8123" in box.ok("ss -Hltn")
     box.ok("test -s /srv/log/imds/server.log && test ! -e /apps && test ! -e /mnt/logs")
-    box.ok(INSTALL + " && sh /opt/imds/install.sh --check")
+    box.ok(INSTALL + " && sh /srv/app/imds/install.sh --check")
     box.ok("logrotate -f /etc/logrotate.d/fake-metadata && test -e /srv/log/imds/server.log.1")
     box.reboot()
     assert serves(box)
@@ -488,6 +717,187 @@ def test_policy_rc_d_is_obeyed(box):
     assert box.run(PID).code == 1
 
 
+# ---- what the installer asks of a box
+
+FOLDERS = {
+    "of a user": ("mkdir /apps && chown 1000 /apps", "/apps belongs to UNKNOWN"),
+    "for a group": ("mkdir /apps && chmod 2775 /apps && chgrp adm /apps",
+                    "/apps belongs to root:adm"),
+    "for everybody": ("mkdir /mnt/logs && chmod 1777 /mnt/logs", "/mnt/logs belongs to root:root"),
+    "by a link": ("mkdir -m 777 /var/mine && ln -s var/mine /apps", "/apps belongs to root:root"),
+    "with files": ("mkdir -p /apps/fake-metadata && touch /apps/fake-metadata/mine",
+                   "not of this program"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+@pytest.mark.parametrize("how", ["install.sh", "dpkg"])
+def test_folder_of_somebody_else(sysvinit, name, how):
+    """Where others may write, or have files already, the program is not put: they would be root."""
+    prepare, words = FOLDERS[name]
+    sysvinit.ok(prepare + " && " + BUILD)
+    before = sysvinit.snapshot()
+    result = sysvinit.run(INSTALL if how == "install.sh" else "dpkg -i " + DEB)
+    assert result.code != 0 and re.search(words, result.err), result
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+@pytest.mark.parametrize("path", [
+    CONFIG, RULES, "/etc/logrotate.d/fake-metadata", "/usr/lib/fake-metadata",
+    "/etc/network/if-up.d/fake-metadata"])
+def test_file_of_somebody_else(sysvinit, path):
+    """A file at one of our places is refused by dpkg -i too, and outlives the purge."""
+    sysvinit.ok("mkdir -p $(dirname {0}) && echo mine >{0} && {1}".format(path, BUILD))
+    before = sysvinit.snapshot()
+    for command in (INSTALL, "dpkg -i " + DEB):
+        result = sysvinit.run(command)
+        assert result.code != 0 and path + " is not of this program" in result.err, result
+    sysvinit.ok(PURGE)
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+PYTHONS = {
+    "in a home of root's": ("mkdir -p -m 700 /root/bin && cp -L /usr/bin/python3 /root/bin/ && "
+                            "mv /usr/bin/python3 /usr/bin/hidden", "/root/bin", None),
+    "elsewhere": ("mv /usr/bin/python3 /usr/bin/hidden && "
+                  "ln -s ../../bin/hidden /usr/local/bin/python3",
+                  "/usr/local/bin", "/usr/local/bin/python3"),
+    "behind one of root's": ("mkdir -p -m 700 /root/bin && cp -L /usr/bin/python3 /root/bin/",
+                             "/root/bin", "/usr/bin/python3"),
+    "with a blank in its path": ("mkdir '/opt/a b' && cp -L /usr/bin/python3 '/opt/a b/' && "
+                                 "rm /usr/bin/python3", "/opt/a b",
+                                 None),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PYTHONS))
+def test_python_that_the_service_can_run(sysvinit, name):
+    """The first Python is taken that the service can run; where there is none it is refused."""
+    prepare, folder, expected = PYTHONS[name]
+    sysvinit.ok(prepare)
+    before = sysvinit.snapshot(HIDDEN_PYTHON)
+    result = sysvinit.run("PATH='%s':$PATH %s" % (folder, INSTALL))
+    if expected:
+        assert result.code == 0, result
+        assert "PYTHON=%s\n" % expected in sysvinit.read("/apps/fake-metadata/settings")
+        assert serves(sysvinit)
+    else:
+        assert result.code == 1 and "apt-get install python3" in result.err, result
+        assert difference(before, sysvinit.snapshot(HIDDEN_PYTHON)) == []
+
+
+HIDDEN_PYTHON = "python3.11"
+
+
+@pytest.mark.parametrize("missing", ["net_admin", "net_raw,-net_admin"])
+def test_without_the_right_to_set_addresses(sysvinit, missing):
+    """In a container that may not set addresses nothing is begun; one line says why."""
+    before = sysvinit.snapshot()
+    result = sysvinit.run("setpriv --bounding-set=-%s sh -c '%s'" % (missing, INSTALL))
+    assert result.code == 1 and "NET_ADMIN" in result.err, result
+    assert len(result.err.splitlines()) == 1
+    assert difference(before, sysvinit.snapshot()) == []
+
+
+@pytest.mark.parametrize("how", [
+    "umask 077; ", "export CDPATH=/tmp:/etc; ", "mv fake-metadata 'a b'; cd 'a b' && "])
+def test_odd_shell(sysvinit, how):
+    """An umask, CDPATH and a blank in the folder's name make no difference."""
+    command = "sh install.sh" if "cd" in how else INSTALL
+    sysvinit.ok(how + command)
+    assert serves(sysvinit)
+    sysvinit.ok(AS_NOBODY + SERVICE + "status && " + CHECK)
+
+
+def test_program_on_a_disk_without_exec(box):
+    """APP_DIR may be on a mount without exec: the program is a file that Python reads."""
+    box.ok("mkdir /apps && mount -t tmpfs -o noexec,mode=755 tmpfs /apps && " + INSTALL)
+    assert serves(box)
+    box.ok("%s restart && %s check && sh /apps/fake-metadata/uninstall.sh" % (SERVICE, SERVICE))
+
+
+def test_environment_of_another_program(installed):
+    """Settings of the environment count for an installation only; a purge touches nothing else."""
+    installed.ok("mkdir -p /srv/app /srv/log && touch /srv/app/mine /srv/log/server.log")
+    for command in (CHECK, "service fake-metadata restart", PURGE):
+        installed.ok("APP_DIR=/srv/app LOG_DIR=/srv/log PORT=99 PYTHON=/bin/false " + command)
+    assert installed.ok("find /srv -type f | sort") == "/srv/app/mine\n/srv/log/server.log\n"
+    installed.ok("test ! -e /apps && test ! -e /mnt/logs")
+
+
+def test_names_that_a_purge_meets(ready):
+    """A purge takes its own logs, whatever else is in their folder and in root's."""
+    ready.ok("cd %s && touch 'server.log.2 *' mine /root/mine; mkdir /root/old" % LOG_DIR)
+    ready.ok("sh /home/dev/%s --purge" % UNINSTALL[3:], cwd="/root")
+    assert ready.ok("ls /mnt/logs/fake-metadata; ls /root") == "mine\nmine\nold\n"
+
+
+# ---- a package for other boxes
+
+def test_apt_install(box):
+    """The package that an ordinary user builds is installed by apt, and does all the same."""
+    box.ok("cp -r fake-metadata /tmp/copy && chmod -R a+rX /tmp/copy && cd /tmp && "
+           "%s sh /tmp/copy/install.sh --deb /tmp/fake-metadata.deb" % AS_NOBODY)
+    before = box.snapshot()
+    box.ok("apt-get install -y /tmp/fake-metadata.deb </dev/null", timeout=120)
+    assert serves(box) and is_network_right(box)
+    box.ok(SERVICE + "check && " + SERVICE + "restart")
+    box.reboot()
+    assert serves(box)
+    box.ok("apt-get remove -y fake-metadata </dev/null")
+    assert box.run(PID).code == 1 and not sum(own_rules(box))
+    box.ok("test -s %s && test -e %s && test ! -e /apps" % (LOG, CONFIG))
+    assert "fake-metadata" not in box.ok(SERVICE + "start; ls /run")
+    box.reboot()
+    box.ok("apt-get purge -y fake-metadata </dev/null")
+    assert [line for line in difference(before, box.snapshot())
+            if not re.search("/var/(cache|lib)/apt| /tmp/", line)] == []
+
+
+def test_dependencies(box):
+    """The package for others says what it needs; that for this box only what is a package here."""
+    box.ok(BUILD)
+    said = box.ok("dpkg-deb --field %s Pre-Depends" % DEB)
+    assert said == "python3 (>= 3.7), iproute2, iptables\n"
+    box.ok("ln -s /usr/bin/python3 /usr/local/bin/ && mv /usr/bin/python3.11 /usr/local/bin/ && "
+           "ln -sf python3.11 /usr/local/bin/python3 && rm /usr/bin/python3")
+    box.ok(INSTALL)
+    assert box.ok("dpkg-query -W -f '${Pre-Depends}' fake-metadata") == "iproute2, iptables"
+    assert serves(box)
+
+
+@pytest.mark.parametrize("how", ["chroot /image dpkg -i /root/fake-metadata.deb",
+                                 "dpkg --root=/image -i /image/root/fake-metadata.deb"])
+@pytest.mark.parametrize("kind", INITS)
+def test_image_build(boot, kind, how):
+    """In an image that is being built it is only installed, and starts when that boots first."""
+    box = boot(kind)
+    box.ok(BUILD)
+    said = box.build_image(how)
+    assert "starts at the next boot" in said
+    box.boot()
+    assert serves(box) and is_network_right(box)
+    box.ok(SERVICE + "check")
+
+
+def test_package_where_starts_are_denied(box):
+    """With policy-rc.d in the way dpkg -i exits 0 and says when it starts; so it does."""
+    box.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", "755")
+    assert "starts at the next boot" in box.ok(BUILD + " && dpkg -i " + DEB)
+    assert box.run(PID).code == 1 and "169.254" not in box.ok("ip addr")
+    box.reboot()
+    assert serves(box)
+
+
+def test_fault_in_the_configuration_leaves_no_half_package(box):
+    """What keeps the service from starting does not leave dpkg with a package half configured."""
+    box.ok(BUILD + " && dpkg -i " + DEB)
+    box.ok("echo PORT=99999 >>/etc/default/fake-metadata")
+    said = box.ok("dpkg -i " + DEB)
+    assert "does not start" in said and serves(box) is False
+    box.ok("dpkg -l fake-metadata | grep '^ii'")
+
+
 # ---- /etc/network/interfaces
 
 STANDARD = (b"source /etc/network/interfaces.d/*\n\nauto lo\niface lo inet loopback\n\n"
@@ -511,24 +921,34 @@ FILES = {
 }
 
 
+@pytest.mark.parametrize("name", ["standard", "CRLF", "empty", "without lo"])
+def test_interfaces_is_not_touched(sysvinit, name):
+    """Whatever interfaces has, it stays as it is, and the box serves, after a reboot too."""
+    sysvinit.write(INTERFACES, FILES[name], "640")
+    before = sysvinit.ok("stat %s && md5sum %s" % (INTERFACES, INTERFACES))
+    sysvinit.ok(INSTALL)
+    assert sysvinit.ok("stat %s && md5sum %s" % (INTERFACES, INTERFACES)) == before
+    sysvinit.reboot()
+    assert serves(sysvinit) and is_network_right(sysvinit)
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_interfaces_comes_back_byte_for_byte(sysvinit, name):
-    """Whatever interfaces has, it serves after a reboot; uninstall restores bytes, owner, mode."""
+def test_lines_of_before_leave_interfaces(sysvinit, name):
+    """What a former installation wrote there is taken out: bytes, owner, mode are as before."""
+    copy_former(sysvinit)
     sysvinit.write(INTERFACES, FILES[name], "640")
     sysvinit.ok("chgrp adm " + INTERFACES)
     before = sysvinit.snapshot()
+    sysvinit.ok("sh former/install.sh && grep -q begin " + INTERFACES)
     sysvinit.ok(INSTALL)
-    assert sysvinit.read(INTERFACES).count("fake-metadata begin") == 1
-    sysvinit.ok(INSTALL + " && ifquery --list")
-    sysvinit.reboot()
-    assert serves(sysvinit) and is_network_right(sysvinit)
+    assert sysvinit.read(INTERFACES) == FILES[name].decode()
     sysvinit.ok(PURGE)
     assert difference(before, sysvinit.snapshot()) == []
 
 
 @pytest.mark.parametrize("name", ["standard", "without lo"])
 def test_ifupdown_sets_up_the_network_itself(sysvinit, name):
-    """With the service disabled, interfaces alone brings the address and the rule at boot."""
+    """With the service disabled, ifupdown alone brings the address and the rule at boot."""
     sysvinit.write(INTERFACES, FILES[name])
     sysvinit.ok(INSTALL + " && update-rc.d fake-metadata disable")
     sysvinit.reboot()
@@ -546,43 +966,35 @@ def test_interfaces_missing(sysvinit):
 
 
 def test_interfaces_that_is_a_link(sysvinit):
-    """A link stays a link, and the file it leads to comes back."""
+    """A link stays a link, and the file it leads to loses the lines of a former installation."""
+    copy_former(sysvinit)
     sysvinit.ok("mv {0} /etc/my-interfaces && ln -s ../my-interfaces {0}".format(INTERFACES))
     before = sysvinit.snapshot()
-    sysvinit.ok(INSTALL + " && test -L " + INTERFACES)
+    sysvinit.ok("sh former/install.sh && %s && test -L %s" % (INSTALL, INTERFACES))
     sysvinit.ok(PURGE)
     assert difference(before, sysvinit.snapshot()) == []
 
 
-def test_hand_edits_after_installation_stay(ready):
-    """Lines that the admin adds around the block outlive a second install and the uninstall."""
-    text = ready.read(INTERFACES)
-    ready.write(INTERFACES, "# above\n" + text + "\r\niface eth7 inet manual\n\t# below")
-    ready.ok(INSTALL)
-    ready.ok(UNINSTALL)
-    original = ready.ok("cat " + INTERFACES)
+def test_hand_edits_around_former_lines_stay(sysvinit):
+    """Lines that the admin added around those of a former installation stay."""
+    copy_former(sysvinit)
+    sysvinit.ok("sh former/install.sh")
+    text = sysvinit.read(INTERFACES)
+    sysvinit.write(INTERFACES, "# above\n" + text + "\r\niface eth7 inet manual\n\t# below")
+    sysvinit.ok(INSTALL)
+    original = sysvinit.read(INTERFACES)
     assert (original.startswith("# above\n")
             and original.endswith("\r\niface eth7 inet manual\n\t# below"))
     assert "fake-metadata" not in original
 
 
-@pytest.mark.parametrize("marker", [0, -1])
-def test_unbalanced_markers_are_refused(sysvinit, marker):
-    """A block without first or last line stops install before any change; uninstall leaves it."""
-    bare = sysvinit.read(INTERFACES).splitlines(True)
-    sysvinit.ok(INSTALL)
-    lines = sysvinit.read(INTERFACES).splitlines(True)
-    block = [line for line in lines if line not in bare]
-    sysvinit.ok(PURGE)
-    broken = "".join(line for line in lines if line != block[marker])
-    sysvinit.write(INTERFACES, broken)
-    before = sysvinit.snapshot()
-    result = sysvinit.run(INSTALL)
-    assert (result.code == 1 and len(result.err.splitlines()) == 1
-            and INTERFACES in result.err), result
-    assert difference(before, sysvinit.snapshot()) == []
-    sysvinit.ok(PURGE)
-    assert sysvinit.read(INTERFACES) == broken
+def test_former_lines_that_do_not_pair(sysvinit):
+    """A block without its last line is left to the admin, who is told."""
+    copy_former(sysvinit)
+    sysvinit.ok("sh former/install.sh && sed -i '/fake-metadata end/d' " + INTERFACES)
+    text = sysvinit.read(INTERFACES)
+    assert "take the lines of fake-metadata out of " + INTERFACES in sysvinit.ok(INSTALL)
+    assert sysvinit.read(INTERFACES) == text and serves(sysvinit)
 
 
 def test_lo_down_and_up(installed):
@@ -690,12 +1102,23 @@ def test_starts_at_boot(shared):
         assert shared.ok("systemctl is-enabled fake-metadata") == "enabled\n"
 
 
-def test_removed_program_is_no_error(shared):
-    """The init script of a removed package exits 0 without a word."""
-    result = shared.run("mv /apps/fake-metadata/fake_metadata.py /root/; "
-                        "sh /etc/init.d/fake-metadata start; code=$?; "
-                        "mv /root/fake_metadata.py /apps/fake-metadata/; exit $code")
-    assert result == (0, "", "")
+def test_removed_package_is_no_error(installed):
+    """The init script of a removed package exits 0 without a word; its status is 3."""
+    installed.ok("dpkg --remove fake-metadata")
+    assert installed.run("sh /etc/init.d/fake-metadata start") == (0, "", "")
+    assert installed.run("sh /etc/init.d/fake-metadata status").code == 3
+    assert installed.run("sh /etc/init.d/fake-metadata check").code == 1
+
+
+@pytest.mark.parametrize("gone", ["fake_metadata.py", "settings"])
+def test_program_gone(ready, gone):
+    """With the program file gone check says so, start exits 5, and stop still stops the service."""
+    ready.ok("rm /apps/fake-metadata/" + gone)
+    result = ready.run(SERVICE + "check")
+    assert result.code == 1 and "/apps/fake-metadata/%s is missing" % gone in result.out
+    assert ready.run(SERVICE + "start").code == 5
+    ready.ok(SERVICE + "stop")
+    assert ready.run(PID).code == 1
 
 
 @pytest.mark.parametrize("action", ["start", "restart", "reload"])
@@ -742,6 +1165,128 @@ def test_port_taken(installed):
     installed.ok(FREE_PORT)
     installed.ok(SERVICE + "start")
     assert serves(installed)
+
+
+@pytest.mark.parametrize("action", ["start", "restart"])
+def test_two_at_once(installed, action):
+    """Of two starts or restarts at once, boot and an admin, one process is left, and it serves."""
+    for _ in range(3):
+        installed.ok(INIT + "stop")
+        installed.ok("for i in 1 2 3; do %s %s >/dev/null 2>&1 </dev/null & done; wait"
+                     % (INIT, action))
+        assert len(installed.ok(PID).split()) == 1 and serves(installed)
+        installed.ok(INIT + "status")
+
+
+@pytest.mark.parametrize("number", ["HUP", "USR1"])
+def test_signals_during_a_start(installed, number):
+    """HUP and USR1 in the first moments of a start do no harm."""
+    box = installed
+    box.write("/root/storm", "while :; do pkill -%s -u fake-metadata -x python3; done" % number)
+    box.ok("timeout 60 sh /root/storm >/dev/null 2>&1 </dev/null & echo $! >/root/storm.pid")
+    for _ in range(5):
+        box.ok(SERVICE + "stop && " + SERVICE + "start")
+        assert len(box.ok(PID).split()) == 1
+    box.ok("kill $(cat /root/storm.pid)")
+    assert serves(box)
+
+
+def test_network_rule_once_whoever_asks(ready):
+    """Asked by many at once, as at boot by ifupdown and the service, the rule is there once."""
+    for _ in range(5):
+        ready.ok("iptables -t nat -F; for i in 1 2 3 4; do %s network-up & done; wait" % INIT)
+        assert own_rules(ready) == (1, 0)
+
+
+def test_stopped_process_is_restarted(systemd):
+    """A process that does nothing any more is ended by systemd's watchdog, and started anew."""
+    systemd.ok(INSTALL + " && mkdir -p /etc/systemd/system/fake-metadata.service.d && "
+               "printf '[Service]\\nWatchdogSec=3\\nTimeoutAbortSec=2\\n' "
+               ">/etc/systemd/system/fake-metadata.service.d/fast.conf && "
+               "systemctl daemon-reload && systemctl restart fake-metadata")
+    pid = systemd.ok(PID)
+    systemd.ok("sleep 4 && kill -STOP " + pid)  # it has lived longer than the watchdog bears
+    assert systemd.ok(PID) == pid
+    wait_for(lambda: serves(systemd), 20, "an answer")
+    assert systemd.ok(PID) != pid
+
+
+HOPELESS = {
+    "script that nobody may run": "chmod -x /etc/init.d/fake-metadata",
+    "no such Python": "echo PYTHON=/usr/bin/python9 >>/etc/default/fake-metadata",
+    "bad configuration": "echo nonsense >" + CONFIG,
+    "program gone": "rm /apps/fake-metadata/fake_metadata.py",
+    "bad argument": "echo PORT=many >>/etc/default/fake-metadata",
+}
+
+
+@pytest.mark.parametrize("name", sorted(HOPELESS))
+def test_restarts_that_cannot_help_end(systemd, name):
+    """What cannot start as it is installed or configured is not started again and again."""
+    systemd.ok(INSTALL + " && " + HOPELESS[name])
+    assert systemd.run("systemctl restart fake-metadata").code != 0
+    assert systemd.run("sleep 2; systemctl is-failed fake-metadata").out == "failed\n"
+    assert systemd.ok("systemctl show -p NRestarts fake-metadata") == "NRestarts=0\n"
+
+
+def test_address_that_comes_later(systemd):
+    """Where the address of bind is not there yet it is tried again until it is."""
+    systemd.ok(INSTALL)
+    configure(systemd, "[server]\nbind = 192.0.2.9:8000\n")
+    assert systemd.run("systemctl restart fake-metadata").code != 0
+    systemd.ok("ip addr add 192.0.2.9/32 dev lo")
+    wait_for(lambda: systemd.run(GET + "http://192.0.2.9:8000/latest/meta-data/").code == 0, 10,
+             "an answer")
+
+
+def test_log_disk_that_does_not_come(systemd):
+    """A nofail mount for the log that fails does not keep the service down."""
+    systemd.ok(INSTALL + " && echo '/dev/sdz1 /mnt ext4 nofail,x-systemd.device-timeout=1s 0 2' "
+               ">>/etc/fstab")
+    systemd.reboot()
+    assert serves(systemd)
+
+
+def test_order_at_boot(systemd):
+    """It starts before cloud-init asks, and before the box is up; systemd finds no fault in it."""
+    systemd.ok(INSTALL)
+    assert systemd.run("systemd-analyze verify fake-metadata.service") == (0, "", "")
+    shown = systemd.ok("systemctl show -p Before,After,Requires fake-metadata")
+    before, after, requires = (re.search("^%s=(.*)$" % name, shown, re.M).group(1).split()
+                               for name in ("Before", "After", "Requires"))
+    assert "cloud-init.service" in before and "mnt.mount" in after
+    assert "sysinit.target" not in after and "mnt.mount" not in requires
+
+
+def test_killed_and_purged(systemd):
+    """After kill -9 and a purge systemd holds no failed unit."""
+    systemd.ok(INSTALL + " && systemctl kill -s KILL fake-metadata; " + PURGE)
+    assert "fake-metadata" not in systemd.ok("systemctl list-units --all")
+    assert systemd.ok("systemctl is-system-running") == "running\n"
+
+
+def test_places_of_its_state(installed):
+    """Root's folder, the service's below it, and the one that survives, have these owners."""
+    assert installed.ok("stat -c '%n %U:%G %a' /run/fake-metadata /run/fake-metadata/private "
+                        "/var/lib/fake-metadata") == (
+        "/run/fake-metadata root:root 755\n"
+        "/run/fake-metadata/private fake-metadata:fake-metadata 700\n"
+        "/var/lib/fake-metadata root:fake-metadata 1770\n")
+    installed.ok(SERVICE + "stop && test -d /run/fake-metadata/private")
+    assert installed.run(AS_SERVICE + "sh -c 'echo x >>/var/lib/fake-metadata/made; "
+                         "rm -f /var/lib/fake-metadata/made'").code != 0
+    installed.ok(AS_SERVICE + "touch /var/lib/fake-metadata/key")
+
+
+def test_box_without_machine_id(box):
+    """A box without a machine-id is one instance over restarts; a clone is told to be another."""
+    box.ok("rm -f /etc/machine-id /var/lib/dbus/machine-id && " + INSTALL)
+    first = fact(box, "instance-id")
+    box.ok(SERVICE + "restart")
+    assert fact(box, "instance-id") == first
+    box.ok("echo another-box >/var/lib/fake-metadata/id && " + SERVICE + "restart")
+    assert fact(box, "instance-id") != first
+    box.ok(INSTALL + " && " + PURGE + " && test ! -e /var/lib/fake-metadata")
 
 
 def test_dead_with_pid_file(ready):
@@ -868,6 +1413,13 @@ def test_rotation_with_a_bad_configuration(installed):
     assert log_has(installed, "after-rotation") and installed.ok(PID) == before
     assert "not reloaded, the old configuration stays" in installed.read(LOG)
     configure(installed, "")
+
+
+def test_rotation_where_starts_are_denied(installed):
+    """policy-rc.d, which forbids starts, does not keep the new log from being written."""
+    installed.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", "755")
+    assert installed.run(ROTATE) == (0, "", "")
+    assert log_has(installed, "after-rotation")
 
 
 def test_rotation_with_the_service_stopped(installed):
@@ -1035,8 +1587,12 @@ SUPERVISORS = {"daemontools": ("/service", "svscan /service", "svc -h /service/f
 def supervised(request, sysvinit):
     """A box with daemontools or runit at work; with a box, the command that sends HUP."""
     folder, command, hup = SUPERVISORS[request.param]
-    sysvinit.ok("mkdir -p {0}; cd / && setsid {1} >/dev/null 2>&1 </dev/null &"
+    # What a trigger of runit makes when dpkg unpacks anything; until then its own service dies
+    # again and again.
+    sysvinit.ok("mkdir -p /run/runit/supervise {0}; cd / && setsid {1} >/dev/null 2>&1 </dev/null &"
                 .format(folder, command))
+    if request.param == "runit":
+        wait_for(lambda: sysvinit.run("pgrep -x sleep").code == 0, what="its own service")
     return sysvinit, hup
 
 
@@ -1053,6 +1609,18 @@ def test_supervised(supervised):
     box.ok(PURGE)
     wait_for(lambda: difference(before, box.snapshot()) == [], 10,
              "%s == []" % difference(before, box.snapshot()))
+
+
+def test_supervised_former_installation(supervised):
+    """A former installation under a supervisor is taken over, too."""
+    box, _ = supervised
+    copy_former(box)
+    before = box.snapshot()
+    box.ok("sh former/install.sh --supervise && " + INSTALL)
+    assert serves(box)
+    box.ok(CHECK + " && " + SERVICE + "restart")
+    box.ok(PURGE)
+    wait_for(lambda: difference(before, box.snapshot()) == [], 20, "no trace")
 
 
 def test_supervised_hangup(supervised):
@@ -1124,7 +1692,15 @@ FINDINGS = {
     "tokens refused": ("printf '[metadata-options]\\nhttp-endpoint = disabled\\n' >%s && "
                        "%s restart" % (CONFIG, SERVICE), "403"),
     "not at boot": ("rm /etc/rc?.d/*fake-metadata", "boot"),
-    "interfaces": ("echo >" + INTERFACES, INTERFACES),
+    "emptied file": (">" + RULES, RULES + " is missing"),
+    "changed program": ("echo >>/apps/fake-metadata/fake_metadata.py", "is not as it was"),
+    "export": ("echo 'export A=b' >>/etc/default/fake-metadata", "/etc/default/fake-metadata"),
+    "comment behind a value": ("echo 'A=b # c' >>/etc/default/fake-metadata", "line"),
+    "CRLF": ("printf 'A=b\\r\\n' >>/etc/default/fake-metadata", "line"),
+    "blank in a value": ("echo 'A=b c' >>/etc/default/fake-metadata", "line"),
+    "log folder for a group": ("chgrp adm {0} && chmod g+w {0}".format(LOG_DIR), "logrotate"),
+    "log is another file": ("mv {0} {0}.x && cp -p {0}.x {0}".format(LOG), "does not write to"),
+    "folder of a user": ("chown 1000 /apps", "/apps belongs to"),
     "missing file": ("rm /etc/logrotate.d/fake-metadata", "/etc/logrotate.d/fake-metadata"),
     "credentials file": ("mkdir -p /root/.aws && printf '[default]\\naws_access_key_id = AKIA\\n' "
                          ">/root/.aws/credentials", "/root/.aws/credentials"),
@@ -1222,9 +1798,10 @@ def test_uninstall_keeps_logs_and_edits(installed):
     said = installed.ok(UNINSTALL)
     assert CONFIG in said and LOG in said and "--purge" in said
     assert installed.read(CONFIG) == "[instance]\ninstance-type = m7g.large\n"
-    installed.ok("test -s %s && test ! -e /apps && test ! -e /etc/default/fake-metadata" % LOG)
-    assert installed.run("getent passwd fake-metadata").code == 2 and not own_rules(installed)[0]
+    installed.ok("test -s %s && test ! -e /apps" % LOG)
+    assert not own_rules(installed)[0] and "169.254" not in installed.ok("ip addr")
     installed.ok(PURGE)
+    assert installed.run("getent passwd fake-metadata").code == 2
     installed.ok("test ! -e %s && test ! -e /mnt/logs" % CONFIG)
 
 
@@ -1235,10 +1812,9 @@ def test_kept_configuration_is_used_again(installed):
     assert fact(installed, "instance-type") == "m7g.large"
 
 
-@pytest.mark.parametrize("folders", [
-    "/apps /mnt/logs", "/apps/fake-metadata /mnt/logs/fake-metadata", "/etc/network"])
+@pytest.mark.parametrize("folders", ["/mnt/logs", "/mnt/logs/fake-metadata"])
 def test_folders_that_were_there_stay(boot, folders):
-    """Folders that were there before stay, empty or not."""
+    """Folders of the log that were there before stay, empty or not."""
     box = boot("no-ifupdown")
     box.ok("mkdir -p {0}; touch /mnt/mine".format(folders))
     before = box.snapshot()
@@ -1257,6 +1833,7 @@ def test_foreign_files_stay(installed):
 
 @pytest.mark.parametrize("was_there", [
     "useradd --system --shell /usr/sbin/nologin fake-metadata", "groupadd --system fake-metadata",
+    "useradd --system --gid nogroup --shell /usr/sbin/nologin fake-metadata",
     "ip addr add 169.254.169.254/32 dev lo"])
 def test_what_was_there_stays(sysvinit, was_there):
     """A user, group or address that was there before the installation is there after the purge."""

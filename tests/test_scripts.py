@@ -1,4 +1,6 @@
-"""The shell scripts as files, and what they do for an ordinary user: --help, --dry-run, DESTDIR."""
+"""The shell scripts as files, and what they do for an ordinary user: --help, --deb."""
+import base64
+import gzip
 import os
 import re
 import shutil
@@ -12,7 +14,7 @@ from service import ROOT
 
 INSTALLED = r"\.|venv|node_modules|cloud-init|build|__pycache__"  # folders, not the project's
 PRODUCT = ["fake_metadata.py", "install.sh", "uninstall.sh", "iptables.rules", "init.d",
-           "logrotate.d"]
+           "logrotate.d", "README.md", "CHANGELOG.md"]
 
 
 def run(*command, **options):
@@ -126,20 +128,44 @@ def contents(files):
     return {name: value[1] for name, value in files.items() if isinstance(value, tuple)}
 
 
+@pytest.fixture
+def deb(sh, folder):
+    """Build the package and unpack it: returns (fields, files below /, files of dpkg)."""
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not installed")
+
+    def build(**variables):
+        path = os.path.join(folder, "package.deb")
+        result = sh("install.sh --deb " + path, **variables)
+        assert result.returncode == 0, result.stderr
+        place = tempfile.mkdtemp(dir=folder)
+        run("dpkg-deb", "--raw-extract", path, place)
+        files = tree(place)
+        control = {name: value for name, value in files.items() if name.startswith("DEBIAN/")}
+        fields = dict(line.split(": ", 1) for line in
+                      control["DEBIAN/control"][1].decode().splitlines() if ": " in line)
+        return fields, {"/" + name: value for name, value in files.items()
+                        if name not in control and name != "DEBIAN"}, control
+    return build
+
+
 @pytest.mark.parametrize("script", ["install.sh", "uninstall.sh"])
 def test_help(sh, script):
     """--help tells an ordinary user of every option and variable, and exits 0."""
     result = sh(script + " --help")
     assert result.returncode == 0 and result.stderr == ""
-    for word in ["--dry-run", "DESTDIR"] + (
-            ["--check", "--no-start", "--force", "APP_DIR", "LOG_DIR", "PORT"]
-            if script == "install.sh" else ["--purge"]):
+    for word in ["--dry-run"] + (
+            ["--check", "--no-start", "--supervise", "--force", "--deb", "APP_DIR", "LOG_DIR",
+             "PORT"] if script == "install.sh" else ["--purge"]):
         assert word in result.stdout, word
 
 
-def test_help_shows_no_code(sh):
-    """What --help prints is its header and no more."""
-    assert not re.search(r"^(set |[a-z_]+\(\)|#)", sh("install.sh --help").stdout, re.M)
+@pytest.mark.parametrize("script", ["install.sh", "uninstall.sh"])
+def test_help_shows_no_code(sh, script):
+    """What --help prints is for users: the header and no more."""
+    said = sh(script + " --help").stdout
+    assert not re.search(r"^(set |[a-z_]+\(\)|#)|dpkg's|DPKG_|postinst", said, re.M)
+    assert len(said.splitlines()) < 40
 
 
 def test_install_needs_root(sh):
@@ -148,86 +174,110 @@ def test_install_needs_root(sh):
     assert result.returncode == 1 and re.match(r".*sudo.*\n$", result.stderr), result
 
 
-@pytest.mark.parametrize("word", ["--bogus", "-x", "word"])
-def test_usage_error(sh, word):
-    """An unknown option is a usage error, exit 2, and names --help."""
-    result = sh("install.sh " + word)
+@pytest.mark.parametrize("word", ["--bogus", "-x", "word", "configure", "remove"])
+@pytest.mark.parametrize("script", ["install.sh", "uninstall.sh"])
+def test_usage_error(sh, script, word):
+    """What is no option, a word of dpkg's too, is a usage error, exit 2, and names --help."""
+    result = sh(script + " " + word)
     assert result.returncode == 2 and "--help" in result.stderr and word in result.stderr
 
 
-def test_dry_run_with_destdir(sh, folder):
-    """--dry-run with DESTDIR prints what it would do, and makes not even the folder."""
-    result = sh("install.sh --dry-run", DESTDIR=folder + "/root")
-    assert (result.returncode == 0
-            and folder + "/root/etc/fake-metadata.conf" in result.stdout), result
-    assert not os.path.exists(folder + "/root")
-
-
-def test_destdir(sh, folder):
-    """DESTDIR puts every file below a folder, for packaging, without root and without a service."""
-    result = sh("install.sh", DESTDIR=folder + "/root")
-    assert result.returncode == 0, result.stderr
-    files = tree(folder + "/root")
-    for name in ("apps/fake-metadata/fake_metadata.py", "apps/fake-metadata/install.sh",
-                 "etc/init.d/fake-metadata"):
+def test_package(deb):
+    """An ordinary user builds the package: root's files, with the version of the program."""
+    fields, files, control = deb()
+    assert fields["Version"] == fake_metadata.VERSION
+    assert fields["Pre-Depends"] == "python3 (>= 3.7), iproute2, iptables"
+    for name in ("/apps/fake-metadata/fake_metadata.py", "/apps/fake-metadata/install.sh",
+                 "/etc/init.d/fake-metadata", "/etc/network/if-up.d/fake-metadata"):
         assert files[name][0] == "0o100755", name
-    for name in ("etc/fake-metadata.conf", "etc/default/fake-metadata",
-                 "etc/network/iptables.rules", "etc/logrotate.d/fake-metadata"):
-        assert name in files, name
-    assert files["apps/fake-metadata/logs"] == "/mnt/logs/fake-metadata"
-    assert not [name for name in contents(files)
-                if folder.encode() in contents(files)[name]], "the folder is in a file"
+    for name in ("/etc/fake-metadata.conf", "/etc/default/fake-metadata"):
+        assert files[name][0] == "0o100640", name
+    assert files["/apps/fake-metadata/logs"] == "/mnt/logs/fake-metadata"
+    assert files["/usr/lib/fake-metadata"] == "/apps/fake-metadata"
+    assert "/mnt" not in files
 
 
-def test_destdir_twice(sh, folder):
-    """A second installation into DESTDIR changes nothing."""
-    sh("install.sh", DESTDIR=folder + "/root")
-    before = tree(folder + "/root")
-    assert sh("install.sh", DESTDIR=folder + "/root").returncode == 0
-    assert tree(folder + "/root") == before
+def test_conffiles(deb):
+    """Every file below /etc is a conffile, and only those."""
+    _, files, control = deb()
+    below = sorted(name for name in contents(files) if name.startswith("/etc/"))
+    assert sorted(control["DEBIAN/conffiles"][1].decode().split()) == below
 
 
-def test_destdir_leaves_no_trace(sh, folder):
-    """uninstall.sh --purge with DESTDIR takes away every file and folder, but none there before."""
-    os.makedirs(folder + "/root/etc/network")
-    with open(folder + "/root/etc/network/interfaces", "wb") as file:
-        file.write(b"iface lo inet loopback\r\n\tmtu 65536")
-    give_away(folder)
-    before = tree(folder + "/root")
-    assert sh("install.sh", DESTDIR=folder + "/root").returncode == 0
-    assert tree(folder + "/root")["etc/network/interfaces"] != before["etc/network/interfaces"]
-    assert sh("uninstall.sh --purge", DESTDIR=folder + "/root").returncode == 0
-    assert tree(folder + "/root") == before
+def test_same_files_make_the_same_package(sh, folder, deb):
+    """Two builds of the same files are equal to the byte."""
+    for name in ("one.deb", "two.deb"):
+        assert sh("install.sh --deb %s/%s" % (folder, name)).returncode == 0
+    with open(folder + "/one.deb", "rb") as one, open(folder + "/two.deb", "rb") as two:
+        assert one.read() == two.read()
 
 
-def test_settings_are_everywhere(sh, folder):
-    """With APP_DIR, LOG_DIR and PORT no installed file speaks of the usual ones."""
-    result = sh("install.sh", DESTDIR=folder + "/root",
-                APP_DIR="/opt/imds", LOG_DIR="/srv/log/imds", PORT="8123")
-    assert result.returncode == 0, result.stderr
-    files = tree(folder + "/root")
-    assert files["opt/imds/logs"] == "/srv/log/imds"
-    assert b"--to-ports 8123" in files["etc/network/iptables.rules"][1]
-    assert files["etc/logrotate.d/fake-metadata"][1].count(b"/srv/log/imds") >= 1
-    for name, content in contents(files).items():
-        assert (name.startswith("opt/")
-                or not re.search(br"/apps/|/mnt/logs|ports 8000", content)), name
+def test_settings_of_a_package(deb):
+    """Settings stand in APP_DIR/settings and the scripts of dpkg, and in no file below /etc."""
+    _, usual, _ = deb()
+    _, files, control = deb(APP_DIR="/opt/imds", LOG_DIR="/srv/log/my-imds", PORT="8123")
+    assert b"\nPORT=8123\n" in files["/opt/imds/settings"][1]
+    assert files["/opt/imds/logs"] == "/srv/log/my-imds"
+    for script in ("preinst", "postinst", "prerm", "postrm"):
+        assert b"\nAPP_DIR=/opt/imds\n" in control["DEBIAN/" + script][1]
+    unit = files["/lib/systemd/system/fake-metadata.service"][1]
+    assert b"\nAfter=srv.mount srv-log.mount srv-log-my\\x2dimds.mount\n" in unit
+    for name in contents(files):
+        if name.startswith("/etc/"):
+            assert files[name] == usual[name], name
+
+
+def test_program_in_the_preinst(deb, folder):
+    """The preinst has the program in it, whole: it tests the configuration before the upgrade."""
+    _, _, control = deb()
+    script = control["DEBIAN/preinst"][1].decode()
+    coded, = re.findall(r"<<'PROGRAM' \| gunzip\n(.*?)\nPROGRAM\n", script, re.S)
+    with open(os.path.join(ROOT, "fake_metadata.py"), "rb") as file:
+        assert gzip.decompress(base64.b64decode(coded)) == file.read()
+
+
+@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed")
+def test_lintian(sh, folder, deb):
+    """lintian finds no error in the package."""
+    sh("install.sh --deb %s/package.deb" % folder)
+    result = run("lintian", "--allow-root", "--fail-on", "error", folder + "/package.deb")
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", ["preinst", "postinst", "prerm", "postrm"])
+def test_shellcheck_of_the_scripts_of_dpkg(deb, folder, script):
+    """shellcheck finds no error in what dpkg runs, either."""
+    _, _, control = deb()
+    with open(folder + "/script", "wb") as file:
+        file.write(control["DEBIAN/" + script][1])
+    result = run("shellcheck", "--severity=warning", "--exclude=SC2034,SC2153", folder + "/script")
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("variables", [
     {"PORT": "0"}, {"PORT": "65536"}, {"PORT": "80a"}, {"PORT": ""}, {"APP_DIR": "here"},
     {"APP_DIR": "/with blank"}, {"LOG_DIR": "/a/../b"}, {"APP_DIR": "/a|b"},
-    {"DESTDIR": "relative"}])
+    {"LOG_DIR": "/apps/fake-metadata/logs"}, {"ADDRESSES": "169.254.170.2"},
+    {"CONTAINERS": "docker0"}])
 def test_bad_settings(sh, folder, variables):
     """A setting that cannot work is refused in one line that names it, before anything is made."""
-    result = sh("install.sh", **dict({"DESTDIR": folder + "/root"}, **variables))
+    result = sh("install.sh --deb %s/package.deb" % folder, **variables)
     name, value = list(variables.items())[0]
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result
     assert name in result.stderr or value in result.stderr
-    assert not os.path.exists(folder + "/root") and not os.path.exists("/relative")
+    assert not os.path.exists(folder + "/package.deb")
 
 
-def test_uninstall_of_nothing(sh, folder):
-    """uninstall.sh with nothing installed exits 0."""
-    assert sh("uninstall.sh --purge", DESTDIR=folder + "/root").returncode == 0
-    assert not os.path.exists(folder + "/root")
+def test_package_of_half_a_folder(sh, folder):
+    """Where a file is missing beside install.sh it says which."""
+    os.remove(folder + "/copy/iptables.rules")
+    result = sh("install.sh --deb %s/package.deb" % folder)
+    assert result.returncode == 1 and "iptables.rules is missing" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["", " --purge", " --dry-run"])
+def test_uninstall_of_nothing(sh, folder, option):
+    """uninstall.sh with nothing installed exits 0, for an ordinary user too."""
+    result = sh("uninstall.sh" + option)
+    assert result.returncode == 0 and "nothing" in result.stdout
