@@ -35,9 +35,9 @@ NAME=fake-metadata
 CONFIG=/etc/$NAME.conf
 DEFAULTS=/etc/default/$NAME
 INIT=/etc/init.d/$NAME
-STATE_DIR=/var/lib/$NAME
+MADE=/var/lib/misc/$NAME.made # what a purge has to take away beside the package: KIND NAME
 LINK=/usr/lib/$NAME # to APP_DIR: what is below /etc finds the rest by it
-FORMER=$STATE_DIR/installed # what an install.sh before 1.2 did, as lines of KEY VALUE
+FORMER=/var/lib/$NAME/installed # what an install.sh before 1.2 did, as lines of KEY VALUE
 ACTION=install
 DRY_RUN='' ASKED_SUPERVISE='' DEB='' FRESH=''
 SOURCE_DIR='' # stays empty in a package
@@ -81,6 +81,12 @@ package_status() {
     dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null | sed 's/^not-installed$//'
 }
 
+# Tell whether an install.sh before 1.2 was here. The record is root's, or it is none: the service
+# can write files beside it.
+is_former() {
+    [ "$(stat -c %u "$FORMER" 2>/dev/null)" = 0 ]
+}
+
 # ---- settings: of the environment, for an installation; else of what is installed, else the usual
 
 SETTINGS="LOG_DIR PORT PYTHON SUPERVISE ADDRESSES CONTAINERS"
@@ -120,12 +126,12 @@ usual() {
 installed_setting() {
     if [ "$ACTION" = deb ]; then
         return
-    elif [ -e "$FORMER" ]; then
+    elif is_former; then
         former "$1"
-    elif [ "$1" = APP_DIR ]; then
-        readlink "$LINK" || true
-    else
-        sed -n "s/^$1=//p" "$LINK/settings" 2>/dev/null || true
+    elif [ "$(package_status)" != config-files ]; then
+        # Of dpkg's copy of postinst, which is there when APP_DIR is not.
+        postinst=$(dpkg-query --control-path "$NAME" postinst 2>/dev/null || true)
+        sed -n "s/^$1=//p" "$postinst" 2>/dev/null | head -n 1
     fi
 }
 
@@ -169,7 +175,7 @@ check_box() {
     if starts_now; then
         check_ec2
         check_supervisor
-        check_port
+        (apply_defaults && check_port)
         [ -n "$DRY_RUN" ] || check_network
     fi
 }
@@ -195,22 +201,24 @@ check_settings() {
 
 # What cannot change while it is installed.
 check_same_settings() {
-    [ -e "$LINK/settings" ] || [ -e "$FORMER" ] || return 0
+    [ -n "$(installed_setting APP_DIR)" ] || return 0
     for name in APP_DIR LOG_DIR SUPERVISE; do
         eval "value=\$$name"
         before=$(setting "$name")
         [ "$before" = "$value" ] ||
-            die "it is installed with $name=${before:-(none)}, not ${value:-none}: run uninstall.sh first"
+            die "it is installed with $name=${before:-(none)}, not ${value:-none}:" \
+                "run uninstall.sh first (the configuration stays)"
     done
 }
 
 check_commands() {
     need ip iproute2
     need iptables iptables
-    need iptables-restore iptables
     need useradd passwd
-    need setpriv util-linux
-    need flock util-linux
+}
+
+need_dpkg() {
+    command -v dpkg-deb >/dev/null || die "this needs Debian, Ubuntu or Devuan (there is no dpkg)"
 }
 
 # need COMMAND PACKAGE
@@ -225,34 +233,44 @@ check_python() {
 
 # Who can write in a folder on the way to the program is root at the next start.
 check_folders() {
+    folder=$(open_folders | head -n 1)
+    [ -z "$folder" ] || die "$folder $(writers "$folder"):" \
+        "chown root:root $folder && chmod go-w $folder, or choose another folder"
+}
+
+# Print the folders on the way in which others than root can write.
+open_folders() {
     for folder in "$APP_DIR" "$LOG_DIR" $(realpath -m "$APP_DIR" "$LOG_DIR"); do
-        while [ "$folder" != / ]; do
-            is_roots "$folder" || die "$folder $(writers "$folder"): $(remedy "$folder"), or choose another folder"
+        while [ "${#folder}" -gt 1 ]; do
+            find -H "$folder" -prune ! \( -user root ! -perm -o+w \( -group root -o ! -perm -g+w \) \) \
+                2>/dev/null || true
             folder=$(dirname "$folder")
         done
     done
-}
-
-is_roots() {
-    [ ! -e "$1" ] || [ -n "$(find -H "$1" -prune -user root ! -perm -o+w \( -group root -o ! -perm -g+w \))" ]
 }
 
 writers() {
     stat --dereference --format "belongs to %U:%G with mode %a, but only root may write there" "$1"
 }
 
-remedy() {
-    echo "chown root:root $1 && chmod go-w $1"
-}
-
 # dpkg would keep a file that somebody else put at one of our places, and delete it at the purge.
 check_foreign() {
-    [ -n "$FRESH" ] && [ ! -e "$FORMER" ] || return 0
+    [ -n "$FRESH" ] || return 0
+    if is_former; then
+        refuse_foreign "$APP_DIR/README.md" "$APP_DIR/settings"
+        return
+    fi
     [ "$SOURCE_DIR" != "$APP_DIR" ] || die "run me from another folder than $APP_DIR, where the package has its own"
     [ -z "$(ls -A "$APP_DIR" 2>/dev/null)" ] ||
         die "$APP_DIR has files that are not of this program: move them away, or choose another APP_DIR"
-    for path in $(paths) "$LINK"; do
-        ! is_there "$path" || die "$path is not of this program: move it away (and what uses it), then run me again"
+    # shellcheck disable=SC2046 # paths without blanks
+    refuse_foreign $(paths) "$LINK" "$LOG_DIR/server.log"
+}
+
+refuse_foreign() {
+    for path in "$@"; do
+        ! is_there "$path" ||
+            die "$path is not of this program: move it away (and what uses it), then run me again"
     done
 }
 
@@ -262,27 +280,22 @@ is_there() {
 
 # With the program that is about to come.
 check_config() {
-    [ ! -r "$CONFIG" ] || complaint=$(program | "$PYTHON" -I - --config "$CONFIG" --test-config 2>&1) ||
-        die "$complaint: correct that, then run me again"
-}
-
-# Print the program. In a preinst, where it is not unpacked yet, it stands here itself.
-program() {
-    if [ -n "$SOURCE_DIR" ]; then
-        cat "$SOURCE_DIR/fake_metadata.py"
-    else
-        base64 --decode <<'PROGRAM' | gunzip
-PROGRAM
-    fi
+    program=$(dirname "$0")/fake_metadata.py # beside preinst, too: dpkg unpacks that folder first
+    [ ! -r "$CONFIG" ] ||
+        complaint=$("$PYTHON" -I "$program" --config "$CONFIG" --test-config 2>&1) ||
+        die "${complaint#"$NAME: "}: correct that first"
 }
 
 # Tell whether a start is due now: not in a chroot or an image that is being built.
 starts_now() {
-    [ -z "${FAKE_METADATA_NO_START-}" ] && init_runs && policy_allows
+    [ -z "${FAKE_METADATA_NO_START-}" ] && ! ischroot && init_runs && policy_allows
 }
 
 init_runs() {
-    [ -z "$SUPERVISE" ] || return 0
+    if [ -n "$SUPERVISE" ]; then
+        grep -qsxE "svscan|runsvdir" /proc/[0-9]*/comm
+        return
+    fi
     for place in /run/systemd/system /run/initctl /run/openrc /run/runit.stopit; do
         [ ! -e "$place" ] || return 0
     done
@@ -298,7 +311,8 @@ policy_allows() {
 
 check_ec2() {
     [ -n "${FAKE_METADATA_FORCE-}" ] || ! grep -qs "Amazon EC2" /sys/class/dmi/id/*vendor ||
-        die "this is a real EC2 instance, with a metadata service of its own: --force hides that behind the fake one"
+        die "this is a real EC2 instance, with a metadata service of its own: --force" \
+            "(with dpkg or apt FAKE_METADATA_FORCE=yes in the environment) hides that behind the fake one"
 }
 
 check_supervisor() {
@@ -306,19 +320,14 @@ check_supervisor() {
         die "$SUPERVISE is not there: install daemontools or runit first"
 }
 
-check_options() {
-    [ -z "$SUPERVISE" ] || [ -z "${FAKE_METADATA_NO_START-}" ] ||
-        die "under a supervisor a service starts once it is registered: leave --no-start out"
-}
-
 check_port() {
     [ -z "$(listeners)" ] || port_is_ours ||
         die "port $PORT is taken by $(port_owner): stop that, or choose another with PORT=$((PORT + 1))"
 }
 
-# Print who listens where the redirect leads, each with its pid if root asks.
+# Print who listens where the redirect leads, each with its user, and its pid if root asks.
 listeners() {
-    ss -Hltnp "sport = :$PORT" 2>/dev/null | grep -E " (127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):$PORT " || true
+    ss -Hltnpe "sport = :$PORT" 2>/dev/null | grep -E " (127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):$PORT " || true
 }
 
 listener_pid() {
@@ -326,8 +335,7 @@ listener_pid() {
 }
 
 port_is_ours() {
-    pid=$(listener_pid)
-    [ -n "$pid" ] && [ "$(stat -c %U "/proc/$pid")" = "$NAME" ]
+    listeners | grep -q " uid:$(id -u "$NAME" 2>/dev/null) "
 }
 
 # Print who listens on the port: "python3", pid 12.
@@ -406,6 +414,7 @@ build() {
     write_documents "$tree/usr/share"
     write_scripts "$tree/DEBIAN"
     write_control "$tree/DEBIAN"
+    chmod -R g-s "$tree" # of the folder for temporary files
     # The same files make the same package, to the byte.
     SOURCE_DATE_EPOCH=$(stat -c %Y "$SOURCE_DIR/fake_metadata.py") \
         dpkg-deb --root-owner-group -Zxz --build "$tree" "$1" >/dev/null
@@ -418,14 +427,18 @@ packaged_settings() {
     done
 }
 
-# The log may be on a mount of its own, at any folder on its way.
+# Log and program may be on mounts of their own, at any folder on the way.
 order_after_mounts() {
-    folder='' units=''
-    for name in $(echo "$LOG_DIR" | tr / ' '); do
-        folder=$folder${folder:+-}$(echo "$name" | sed 's/-/\\\\x2d/g')
-        units="$units $folder.mount"
-    done
+    units=$(mount_units "$LOG_DIR")$(mount_units "$APP_DIR")
     sed -i "s/^After=mnt\.mount .*/After=${units# }/" "$1"
+}
+
+mount_units() {
+    folder=''
+    for name in $(echo "$1" | tr / ' '); do
+        folder=$folder${folder:+-}$(echo "$name" | sed 's/-/\\\\x2d/g')
+        printf ' %s.mount' "$folder"
+    done
 }
 
 write_documents() {
@@ -444,20 +457,14 @@ OVERRIDES
 # The settings go into the scripts: at a purge nothing else is there any more.
 write_scripts() {
     { echo "APP_DIR=$APP_DIR"; packaged_settings | tail -n +2; } >"$WORK/settings"
-    for script in preinst postinst prerm postrm; do
-        source=install.sh
-        case $script in *rm) source=uninstall.sh ;; esac
-        sed "/^# SETTINGS\$/r $WORK/settings" "$SOURCE_DIR/$source" >"$1/$script"
-        chmod 755 "$1/$script"
-    done
-    gzip -9 -n <"$SOURCE_DIR/fake_metadata.py" | base64 >"$WORK/program"
-    sed -i "/^ *base64 --decode <<'PROGRAM'/r $WORK/program" "$1/preinst"
+    sed "/^# SETTINGS\$/r $WORK/settings" "$SOURCE_DIR/install.sh" | tee "$1/preinst" >"$1/postinst"
+    sed "/^# SETTINGS\$/r $WORK/settings" "$SOURCE_DIR/uninstall.sh" | tee "$1/prerm" >"$1/postrm"
+    cp "$SOURCE_DIR/fake_metadata.py" "$1" # for check_config in preinst
+    chmod 755 "$1"/*
 }
 
 write_control() {
     conffiles >"$1/conffiles"
-    (cd "$tree" && find . -path ./DEBIAN -prune -o -path ./etc -prune -o -type f -printf '%P\0' |
-        sort -z | xargs -0 md5sum) >"$1/md5sums"
     cat >"$1/control" <<CONTROL
 Package: $NAME
 Version: $VERSION
@@ -493,19 +500,25 @@ digest() {
 # ---- preinst: an installation before 1.2 makes room
 
 take_over() {
-    [ -e "$FORMER" ] || return 0
+    is_former || return 0
     app=$(former APP_DIR)
     app=${app:-/apps/$NAME}
     end_supervision
     free_unit
-    for_each_former_file free_file
-    rm -rf "$app/init.d" "$app/logrotate.d" "$app/service"
-    rm -f "$app/iptables.rules" "$app/fake_metadata.py" "$app/install.sh" "$app/uninstall.sh" "$app/logs"
-    rmdir "$app" 2>/dev/null || true
+    free_file "$CONFIG" "init.d/$NAME.conf"
+    free_file "$DEFAULTS" "init.d/$NAME.default"
+    free_file /etc/network/iptables.rules iptables.rules
+    free_file "/etc/logrotate.d/$NAME" "logrotate.d/$NAME"
+    free_or_keep "$INIT" "init.d/$NAME"
+    rm -f "$app/init.d/$NAME" "$app/init.d/$NAME".* "$app/logrotate.d/$NAME" "$app/service/run" \
+        "$app/iptables.rules" "$app/fake_metadata.py" "$app/install.sh" "$app/uninstall.sh" "$app/logs"
+    rm -rf "$app/service/supervise"
+    for folder in "$app/init.d" "$app/logrotate.d" "$app/service" "$app"; do
+        rmdir "$folder" 2>/dev/null || true
+    done
     free_interfaces
-    { grep -E "^(user|group|alias|folder) " "$FORMER" || true; echo "log $(former LOG_DIR)"; } >>"$STATE_DIR/made"
-    sync "$STATE_DIR/made"
-    rm "$FORMER"
+    { grep -E "^(user|group|alias|folder) " "$FORMER" || true; echo "log $(former LOG_DIR)"; } >>"$MADE"
+    sync "$MADE"
 }
 
 end_supervision() {
@@ -521,17 +534,10 @@ end_supervision() {
 free_unit() {
     unit=/etc/systemd/system/$NAME.service
     wanted=/etc/systemd/system/multi-user.target.wants/$NAME.service
-    [ -L "$wanted" ] || ! grep -qx "unit enabled" "$FORMER" || echo "unit disabled" >>"$STATE_DIR/made"
+    [ -L "$wanted" ] || ! grep -qx "unit enabled" "$FORMER" || made unit disabled
+    sed -i "/^unit enabled\$/d" "$FORMER" # lest another try after this one takes it for disabled
     [ "$(readlink "$wanted")" != "$unit" ] || rm "$wanted"
     free_or_keep "$unit" "init.d/$NAME.service"
-}
-
-for_each_former_file() {
-    "$1" "$CONFIG" "init.d/$NAME.conf"
-    "$1" "$DEFAULTS" "init.d/$NAME.default"
-    "$1" /etc/network/iptables.rules iptables.rules
-    "$1" "/etc/logrotate.d/$NAME" "logrotate.d/$NAME"
-    free_or_keep "$INIT" "init.d/$NAME"
 }
 
 # Take a file away that nobody edited, or that is empty; an edited one stays.
@@ -556,7 +562,7 @@ is_unedited() {
 
 # Take our lines out of /etc/network/interfaces, which a box needs to boot: every other byte stays.
 free_interfaces() {
-    file=$(readlink -f /etc/network/interfaces)
+    file=$(readlink -f /etc/network/interfaces) || return 0
     case $(sed -n "s/^# $NAME \(begin\|end\).*/\1/p" "$file" 2>/dev/null | tr '\n' ' ') in
         "") return ;;
         "begin end ") ;;
@@ -564,34 +570,31 @@ free_interfaces() {
     esac
     new=$file.$NAME
     cp -p "$file" "$new"
-    without_block "$file" >"$new"
+    sed "/^# $NAME begin/,/^# $NAME end/d" "$file" >"$new"
+    ! had_no_end "$file" || truncate --size=-1 "$new"
     sync "$new"
     mv "$new" "$file"
     sync "$(dirname "$file")"
 }
 
-# Where the line above the block had no end, it gets none again.
-without_block() {
-    begin=$(sed -n "/^# $NAME begin/=" "$1")
-    end=$(sed -n "/^# $NAME end/=" "$1")
-    if [ "$end" -eq "$(wc -l <"$1")" ] && grep -q "^# $NAME begin.*; the line above had no end" "$1"; then
-        head -n "$((begin - 1))" "$1" | head -c -1
-    else
-        head -n "$((begin - 1))" "$1"
-        tail -n "+$((end + 1))" "$1"
-    fi
+# Tell whether our lines are the last and the line above them had no end, so that it gets none again.
+had_no_end() {
+    tail -n 1 "$1" | grep -q "^# $NAME end" &&
+        grep -q "^# $NAME begin.*; the line above had no end" "$1"
 }
 
 # ---- postinst
 
 configure() {
+    rm -f "$FORMER" # until here another try would have to know
+    touch "$MADE"
     make_user
     share "$CONFIG"
     share "$DEFAULTS"
     alias_is_set || made alias "$ADDRESSES/32"
-    "$INIT" prepare-files
+    "$INIT" prepare-files || say "$NAME: $INIT is missing or broken; sudo sh install.sh brings it back"
     register
-    sync "$STATE_DIR/made"
+    sync "$MADE"
     start
 }
 
@@ -600,35 +603,36 @@ share() {
     [ "$(stat -c '%G %a' "$1" 2>/dev/null)" != "root 640" ] || chgrp "$NAME" "$1"
 }
 
+# Noted before they are made: a power cut between would leave them for ever.
 make_user() {
-    mkdir -p "$STATE_DIR"
-    has_group || { groupadd --system "$NAME" && made group "$NAME"; }
+    has_group || { made group "$NAME"; groupadd --system "$NAME"; }
     has_user || {
-        useradd --system --gid "$NAME" --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin \
-            --no-log-init --comment "fake EC2 instance metadata service" "$NAME" && made user "$NAME"
+        made user "$NAME"
+        useradd --system --gid "$NAME" --no-create-home --home-dir /nonexistent --no-log-init \
+            --shell /usr/sbin/nologin --comment "fake EC2 instance metadata service" "$NAME"
     }
 }
 
 # Note what a purge has to take away again.
 made() {
-    grep -qxFs "$1 $2" "$STATE_DIR/made" || echo "$1 $2" >>"$STATE_DIR/made"
+    grep -qxFs "$1 $2" "$MADE" || echo "$1 $2" >>"$MADE"
 }
 
 # With what starts services. What the admin disabled stays so.
 register() {
     if [ -n "$SUPERVISE" ]; then
-        mkdir -p "$SUPERVISE"
+        [ -d "$SUPERVISE" ] || { mkdir "$SUPERVISE" && made folder "$SUPERVISE"; }
         ln -sfn "/etc/sv/$NAME" "$SUPERVISE/$NAME"
         return
     fi
     deb-systemd-helper unmask "$NAME.service" >/dev/null
-    if ! grep -qxs "unit disabled" "$STATE_DIR/made" && deb-systemd-helper --quiet was-enabled "$NAME.service"; then
+    if ! grep -qxs "unit disabled" "$MADE" && deb-systemd-helper --quiet was-enabled "$NAME.service"; then
         deb-systemd-helper enable "$NAME.service" >/dev/null
     else
         deb-systemd-helper update-state "$NAME.service" >/dev/null
     fi
-    sed -i "/^unit disabled\$/d" "$STATE_DIR/made"
-    update-rc.d "$NAME" defaults >/dev/null
+    sed -i "/^unit disabled\$/d" "$MADE"
+    [ ! -x "$INIT" ] || update-rc.d "$NAME" defaults >/dev/null # an admin may delete it
 }
 
 # A fault in the configuration must not leave dpkg with half a package: it is said, and no more.
@@ -669,11 +673,10 @@ maintain() {
 
 install_package() {
     is_root || [ -n "$DRY_RUN" ] || die "only root can install: sudo sh $0"
-    need dpkg-deb dpkg
-    need update-rc.d init-system-helpers
+    need_dpkg
     check_sources
-    check_options
-    check_settings
+    [ -z "$SUPERVISE" ] || [ -z "${FAKE_METADATA_NO_START-}" ] ||
+        die "under a supervisor a service starts once it is registered: leave --no-start out"
     check_same_settings
     [ -n "$(package_status)" ] || FRESH=yes
     check_box
@@ -688,23 +691,30 @@ install_package() {
     [ -n "$DRY_RUN" ] || finish
 }
 
-# Once it is installed a line in /etc/default wins.
+# Once it is installed a line in /etc/default wins, as the init script reads it.
 apply_defaults() {
+    [ -r "$DEFAULTS" ] && sh -n "$DEFAULTS" 2>/dev/null || return 0
     for name in $SETTINGS; do
-        value=$(sed -n "s/^$name=//p" "$DEFAULTS" 2>/dev/null | tail -n 1)
-        [ -z "$value" ] || eval "$name=\$value"
+        eval "$name=\$(default $name)"
     done
+}
+
+default() {
+    set +eu
+    # shellcheck source=/dev/null
+    . "$DEFAULTS" >/dev/null 2>&1
+    eval "echo \"\$$1\""
 }
 
 what_comes() {
     now=$(dpkg-query --show --showformat '${Version}' "$NAME" 2>/dev/null || true)
-    [ ! -e "$FORMER" ] || now=$(version_of "$(former APP_DIR)/fake_metadata.py")
+    ! is_former || now=$(version_of "$(former APP_DIR)/fake_metadata.py")
     if [ -z "$now" ] || [ "$(package_status)" = config-files ]; then
         echo "installing"
     elif [ "$now" != "$VERSION" ]; then
         echo "upgrading from $now"
     else
-        echo "installing again, since something is missing or other than before"
+        echo "repairing, or applying other settings"
     fi
 }
 
@@ -716,7 +726,12 @@ version_of() {
 is_current() {
     [ "$(dpkg-query --show --showformat '${db:Status-Status} ${Build}' "$NAME" 2>/dev/null)" = \
         "installed $(dpkg-deb --field "$WORK/$NAME.deb" Build)" ] &&
-        ! dpkg --verify "$NAME" | grep -qv '^..5...... c ' && [ -z "$(empty_files)" ]
+        ! verify | grep -qv '^..[5?]...... c ' && [ -z "$(empty_files)" ]
+}
+
+# Some images leave out what is below /usr/share (path-exclude of dpkg).
+verify() {
+    dpkg --verify "$NAME" 2>/dev/null | grep -v " /usr/share/"
 }
 
 empty_files() {
@@ -731,7 +746,7 @@ run_dpkg() {
     [ -z "$(package_status)" ] || rm -f $(empty_files)
     code=0
     dpkg --force-confdef,confold,confmiss --install "$WORK/$NAME.deb" </dev/null >"$WORK/said" 2>&1 || code=$?
-    [ "$code" -eq 0 ] || { cat "$WORK/said" >&2; die "dpkg could not install it: see above, then run me again"; }
+    [ "$code" -eq 0 ] || { cat "$WORK/said" >&2; die "dpkg could not install it, for the reason above: mend that, then: sudo sh install.sh"; }
     sed -n "s/^$NAME: //p" "$WORK/said"
     for path in $(conffiles); do
         [ -z "$(find "$path.dpkg-dist" -cnewer "$WORK/settings" 2>/dev/null)" ] ||
@@ -756,107 +771,88 @@ service_runs() {
 
 # It runs what was there when it started.
 service_is_outdated() {
+    is_root || return 1 # others cannot see it
+    [ -e "/run/$NAME/private/started" ] || return 0
     find "$APP_DIR/fake_metadata.py" "$APP_DIR/settings" -cnewer "/run/$NAME/private/started" 2>/dev/null | grep -q .
 }
 
 # Print what an installation would change.
 say_changes() {
+    ! is_former || say "would take away the unit below /etc and the lines in /etc/network/interfaces" \
+        "that install.sh of before 1.2 put there"
     has_user || say "would create the user $NAME"
     (cd "$WORK/tree" && find . -path ./DEBIAN -prune -o ! -type d -printf '/%P\n' | sort) | while read -r path; do
         if ! is_there "$path"; then
             say "would write $path"
-        elif ! cmp -s "$WORK/tree$path" "$path" && [ -f "$path" ]; then
-            say "would replace $path$(kept_if_edited "$path")"
+        elif [ -f "$path" ] && [ -r "$path" ] && ! cmp -s "$WORK/tree$path" "$path"; then
+            say "would replace $path, unless it is below /etc and edited"
         fi
     done
     [ -d "$LOG_DIR" ] || say "would make the folder $LOG_DIR"
-    "$INIT" network-status >/dev/null 2>&1 ||
+    if is_root; then "$INIT" network-status >/dev/null 2>&1; else alias_is_set; fi ||
         say "would lead 169.254.169.254:80 to 127.0.0.1:$PORT: address on lo, rule in iptables"
     starts_at_boot || say "would register it to start at boot"
     ! starts_now || say "would start it, or start it anew"
 }
 
-kept_if_edited() {
-    case $1 in /etc/*) echo ", unless you edited it" ;; esac
-}
-
 finish() {
     apply_defaults
-    if [ -n "${FAKE_METADATA_NO_START-}" ]; then
+    if ! service_runs && ! { starts_now && starts_at_boot; }; then
         say "Installed, not started."
         say "Next: service $NAME start"
-    elif ! starts_now; then
-        say "Installed; it starts at the next boot (no init runs here, or policy-rc.d forbids a start)."
-        say "Next: service $NAME start"
-    elif ! service_runs && ! starts_at_boot; then
-        say "Installed; it stays disabled, as it was."
-        say "Next: service $NAME start"
-    else
-        prove
-        say "$NAME runs on port $PORT and answers every AWS client on this box; also after the next boot."
-        say "Configuration: $CONFIG, then: service $NAME reload. Log: $LOG_DIR/server.log."
-        say "Next: curl http://169.254.169.254/latest/meta-data/"
-        say "In doubt: service $NAME check"
+        return
     fi
+    prove
+    say "$NAME runs on port $PORT and answers every AWS client on this box."
+    starts_at_boot || say "It is disabled: it does not start at the next boot."
+    say "Configuration: $CONFIG, then: service $NAME reload. Log: $LOG_DIR/server.log."
+    say "Next: curl http://169.254.169.254/latest/meta-data/"
+    say "In doubt: service $NAME check"
 }
 
 # ---- proof: an IMDSv2 round-trip through the address
 
-# Print what came back, waiting up to PATIENCE seconds for the port. Exit 1: no way through; 2: but
-# no credentials.
+# Print what came back. Exit 1: no way through; 2: but no credentials.
 round_trip() {
-    "$PYTHON" -I -B - "$1" "$APP_DIR" <<'PYTHON'
-import json, sys, time, urllib.error, urllib.request
+    "$PYTHON" -I -B - "$APP_DIR" <<'PYTHON'
+import json, sys, urllib.request
 
 BASE = "http://169.254.169.254/latest/"
+ROLES = "meta-data/iam/security-credentials/"
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def ask(path, method, headers):
-    request = urllib.request.Request(BASE + path, method=method, headers=headers)
+def ask(path, headers, method="GET"):
+    request = urllib.request.Request(BASE + path, headers=headers, method=method)
     with direct.open(request, timeout=5) as answer:
         return answer.read(100000).decode()
 
 
-def token(patience):
-    try:
-        return ask("api/token", "PUT", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-    except urllib.error.HTTPError as error:
-        sys.exit("the token was refused with %d" % error.code)
-    except OSError:
-        if patience <= 0:
-            raise
-        time.sleep(0.1)
-        return token(patience - 0.1)
-
-
-def describe(found):
+try:
+    token = ask("api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+except OSError as error:
+    sys.exit("no token: %s" % error)
+try:
+    headers = {"X-aws-ec2-metadata-token": token}
+    role = ask(ROLES, headers).split("\n")[0]
+    found = json.loads(ask(ROLES + role, headers))
     if found["Code"] != "Success":
-        return "%s %s" % (found["Code"], found.get("Message", ""))
-    sys.path.insert(0, sys.argv[2])
+        raise ValueError("%s %s" % (found["Code"], found.get("Message", "")))
+    sys.path.insert(0, sys.argv[1])
     from fake_metadata import refresh_window, timestamp, utc
     until = timestamp(found["Expiration"])
     rotation = until - refresh_window(until - timestamp(found["LastUpdated"]))
-    return "...%s, until %s, new ones at %s" % (found["AccessKeyId"][-4:], utc(until), utc(rotation))
-
-
-path, found = "meta-data/iam/security-credentials/", {"Code": "none"}
-try:
-    headers = {"X-aws-ec2-metadata-token": token(float(sys.argv[1]))}
-    path += ask(path, "GET", headers).split("\n")[0]
-    found = json.loads(ask(path, "GET", headers))
-    print("credentials of %s: %s" % (path.split("/")[-1], describe(found)))
-except urllib.error.HTTPError as error:
-    print("a token, but no credentials: GET %s says %d" % (path, error.code))
-except (OSError, ValueError, KeyError) as error:
-    sys.exit("no answer: %s" % error)
-sys.exit(0 if found["Code"] == "Success" else 2)
+except (OSError, ValueError, KeyError, ImportError) as error:
+    print("a token, but no credentials: %s" % error)
+    sys.exit(2)
+print("credentials of %s: ...%s, until %s, new ones at %s" % (
+    role, found["AccessKeyId"][-4:], utc(until), utc(rotation)))
 PYTHON
 }
 
 prove() {
     code=0
-    proof=$(round_trip 10 2>&1) || code=$?
+    proof=$(round_trip 2>&1) || code=$?
     say "IMDSv2 through http://169.254.169.254/: $proof"
     [ "$code" -ne 1 ] || die "that is not right: service $NAME check says more"
 }
@@ -920,45 +916,38 @@ judge() {
 
 # dpkg says "missing     /path", "??5??????   /path", and with a c between what is an edited conffile.
 check_files() {
-    for path in $(missing_files); do
-        problem "$path is missing" "$REPAIR"
-    done
-    for path in $(changed_files); do
-        problem "$path is not as it was installed" "$REPAIR"
-    done
-    for path in $(edited_files); do
-        good "$path (edited)"
-    done
+    while read -r state path; do
+        case $state,$path in
+            missing,*) problem "$path is missing" "$REPAIR" ;;
+            ??5*,"c "*) good "${path#c } (edited)" ;;
+            ??5*) problem "$path is not as it was installed" "$REPAIR" ;;
+        esac
+    done <<VERIFIED
+$(verify | sed 's/^\(missing *\) c /\1 /; s/ (.*//')
+$(empty_files | sed 's/^/missing /')
+VERIFIED
     judge has_user "user $NAME" "there is no user $NAME" "$REPAIR"
-    judge log_is_there "log folder $LOG_DIR" "the log folder $LOG_DIR or the link $APP_DIR/logs is missing" \
-        "service $NAME restart"
-}
-
-missing_files() {
-    dpkg --verify "$NAME" 2>/dev/null | sed -n 's/^missing  .* \(\/\)/\1/p' | sed 's/ (.*//'
-    empty_files
-}
-
-changed_files() {
-    dpkg --verify "$NAME" 2>/dev/null | sed -n 's/^..5......   \(\/\)/\1/p'
-}
-
-edited_files() {
-    dpkg --verify "$NAME" 2>/dev/null | sed -n 's/^..5...... c \(\/\)/\1/p'
+    judge log_is_there "log folder $LOG_DIR" \
+        "the log folder $LOG_DIR or the link $APP_DIR/logs is missing" "service $NAME restart"
 }
 
 log_is_there() {
     [ -d "$LOG_DIR" ] && [ "$(readlink "$APP_DIR/logs")" = "$LOG_DIR" ]
 }
 
+# Who can write there is root at the next start; and logrotate passes over such a log folder.
 check_folder_owners() {
-    complaint=$(check_folders 2>&1) || problem "${complaint#*.sh: }" "as it says"
+    for folder in $(open_folders | sort -u); do
+        problem "$folder $(writers "$folder") (logrotate, too, insists)" \
+            "chown root:root $folder && chmod go-w $folder"
+    done
 }
 
 # It is read by a shell; what is no plain NAME=value would mean something else to another reader.
 check_defaults() {
     if [ -e "$DEFAULTS" ] && [ ! -r "$DEFAULTS" ]; then
         unseen "$DEFAULTS (only root can read it)"
+        PORT=$(cat "/run/$NAME/port" 2>/dev/null || echo "$PORT")
         return
     fi
     odd=$(grep -nvE "^(#.*|[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.,:/@%+-]*|[A-Za-z_][A-Za-z0-9_]*=(\"[^\"\`\$\\]*\"|'[^']*'))?\$" \
@@ -973,7 +962,7 @@ check_configuration() {
     elif complaint=$("$INIT" test-config 2>&1); then
         good "configuration $CONFIG"
     else
-        problem "$complaint" "correct that, then: service $NAME reload"
+        problem "${complaint#"$NAME: "}" "correct that, then: service $NAME reload"
     fi
 }
 
@@ -1007,11 +996,9 @@ check_service() {
 check_listener() {
     if [ -z "$(listeners)" ]; then
         problem "nothing listens on port $PORT, where the redirect leads" \
-            "service $NAME start, and no other port in bind"
-    elif [ -z "$(listener_pid)" ]; then
-        unseen "who owns port $PORT (only root can see it)"
+            "service $NAME restart, and no other port in bind"
     elif port_is_ours; then
-        good "port $PORT is the service's, pid $pid"
+        good "port $PORT is the service's"
     else
         problem "port $PORT belongs to $(port_owner)" "stop that, then: service $NAME restart"
     fi
@@ -1036,7 +1023,7 @@ LINES
 check_round_trip() {
     alias_is_set || return 0
     code=0
-    proof="IMDSv2 through http://169.254.169.254/: $(round_trip 0 2>&1)" || code=$?
+    proof="IMDSv2 through http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
     case $code in
         0) good "$proof" ;;
         2) problem "$proof" "see [credentials] in $CONFIG, and $LOG_DIR/server.log" ;;
@@ -1044,24 +1031,15 @@ check_round_trip() {
     esac
 }
 
-# Rotation: logrotate passes over a folder in which others may write, and says so to cron alone.
 check_log() {
     log=$LOG_DIR/server.log
+    pid=$(listener_pid)
     if ! is_root; then
         unseen "whether the service writes to $log (only root can see it)"
-    elif pid=$(listener_pid) && [ -n "$pid" ] && ! writes_to "$pid" "$log"; then
-        problem "the service does not write to $log" "make room or take away what is in its place, then: service $NAME reload"
+    elif [ -n "$pid" ] && [ -z "$(find -L "/proc/$pid/fd" -samefile "$log" 2>/dev/null)" ]; then
+        problem "the service does not write to $log" \
+            "make room, or take away what is in its place, then: service $NAME reload"
     fi
-    if ! is_roots "$LOG_DIR"; then
-        problem "logrotate passes over $LOG_DIR: it $(writers "$LOG_DIR")" "$(remedy "$LOG_DIR")"
-    fi
-}
-
-writes_to() {
-    for file in /proc/"$1"/fd/*; do
-        [ "$(readlink "$file")" != "$(readlink -f "$2")" ] || return 0
-    done
-    return 1
 }
 
 check_source() {
@@ -1069,7 +1047,7 @@ check_source() {
         unseen "$LOG_DIR/server.log (only root and the group adm can read it)"
         return
     fi
-    last=$(grep -a "Z $NAME: .*new credentials for" "$LOG_DIR/server.log" | tail -n 1)
+    last=$(grep -aE "^[0-9T:-]+Z $NAME: (no )?new credentials for" "$LOG_DIR/server.log" | tail -n 1)
     case $last in
         *": no new credentials for"*) problem "${last#*: }" "see [credentials] in $CONFIG" ;;
     esac
@@ -1104,15 +1082,17 @@ check_proxy() {
 }
 
 check_shadowing_files() {
+    files=''
     for home in $(homes | sort -u); do
         check_default_profile "$home/.aws/credentials"
         check_default_profile "$home/.aws/config"
-        for file in .profile .bashrc .bash_profile .zshrc; do
-            check_settings_in "$home/$file"
-        done
+        files="$files $home/.profile $home/.bashrc $home/.bash_profile $home/.zshrc"
     done
-    for file in /etc/environment /etc/profile /etc/profile.d/*.sh; do
-        check_settings_in "$file"
+    # shellcheck disable=SC2086 # names
+    for file in $files /etc/environment /etc/profile /etc/profile.d/*.sh; do
+        ! grep -qsE "^[^#]*AWS_(ACCESS_KEY_ID|PROFILE|EC2_METADATA_DISABLED)=" "$file" ||
+            problem "$file sets AWS variables that come before instance metadata" \
+                "take them out, then log in anew"
     done
 }
 
@@ -1126,11 +1106,6 @@ check_default_profile() {
             here && /^ *(aws_access_key_id|credential_process|sso_|role_arn|web_identity_token_file)/ { found = 1 }
             END { exit !found }' "$1" 2>/dev/null ||
         problem "the profile [default] of $1 comes before instance metadata" "move it away, or give the profile a name"
-}
-
-check_settings_in() {
-    ! grep -qsE "^[^#]*AWS_(ACCESS_KEY_ID|PROFILE|EC2_METADATA_DISABLED)=" "$1" ||
-        problem "$1 sets AWS variables that come before instance metadata" "take them out, then log in anew"
 }
 
 # ---- the command line
@@ -1164,11 +1139,12 @@ parse_options() {
 }
 
 make_deb() {
-    need dpkg-deb dpkg
+    need_dpkg
     check_settings
     check_sources
-    build "${DEB:=${NAME}_${VERSION}_all.deb}"
-    say "$DEB: sudo apt install $(realpath "$DEB")"
+    [ ! -d "${DEB:-.}" ] || DEB=${DEB:-.}/${NAME}_${VERSION}_all.deb
+    build "$DEB"
+    say "Next: sudo apt install '$(realpath "$DEB")'"
 }
 
 run() {

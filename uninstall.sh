@@ -16,6 +16,7 @@ set -eu
 NAME=fake-metadata
 STATE_DIR=/var/lib/$NAME
 RUN_DIR=/run/$NAME
+MADE=/var/lib/misc/$NAME.made # what is there beside the package, as install.sh notes it
 FORMER=$STATE_DIR/installed # an installation by an install.sh before 1.2
 ALIAS=169.254.169.254/32
 UNIT=$NAME.service
@@ -45,9 +46,14 @@ under_systemd() {
 # ---- prerm
 
 stop() {
+    ! ischroot || return 0 # what runs is of the box around it
     end_supervision
     ! under_systemd || systemctl --quiet stop "$UNIT" || true
-    ! has_user || start-stop-daemon --stop --quiet --oknodo --user "$NAME" --retry TERM/5/KILL/5 || true
+    has_user || return 0
+    pidfile='' # a user of ours runs nothing else; one who was there before may
+    is_made user "$NAME" || pidfile="--pidfile $RUN_DIR/pid"
+    # shellcheck disable=SC2086 # none, or two words
+    start-stop-daemon --stop --quiet --oknodo --user "$NAME" $pidfile --retry TERM/5/KILL/5 || true
 }
 
 has_user() {
@@ -68,14 +74,18 @@ end_supervision() {
 # ---- postrm
 
 remove() {
-    for backend in iptables-nft iptables-legacy iptables; do
-        ! has "$backend" || remove_rule "$backend"
-    done
-    ! is_made alias "$ALIAS" || ! has ip || ip addr del "$ALIAS" dev lo 2>/dev/null || true
+    ischroot || network_down
     forget alias "$ALIAS"
     rm -rf "$RUN_DIR"
     ! has deb-systemd-helper || deb-systemd-helper mask "$UNIT" >/dev/null
     reload_systemd
+}
+
+network_down() {
+    for backend in iptables-nft iptables-legacy iptables; do
+        ! has "$backend" || remove_rule "$backend"
+    done
+    ! is_made alias "$ALIAS" || ! has ip || ip addr del "$ALIAS" dev lo 2>/dev/null || true
 }
 
 # Every copy, whatever its port.
@@ -101,20 +111,25 @@ purge() {
     fi
     reload_systemd
     rm -f "/etc/systemd/system/$UNIT.dpkg-old"
-    made log | while read -r folder; do
-        find "$folder" -maxdepth 1 -name "server.log*" -exec rm -rf {} + 2>/dev/null || true
+    log_folders | while read -r folder; do
+        find -H "$folder" -maxdepth 1 -name "server.log*" -exec rm -rf {} + 2>/dev/null || true
     done
     made folder | sort -r | while read -r folder; do
         rmdir "$folder" 2>/dev/null || true
     done
     ! is_made user "$NAME" || ! has_user || delete_user
     ! is_made group "$NAME" || ! getent group "$NAME" >/dev/null || groupdel "$NAME" || true
-    rm -rf "$STATE_DIR"
+    rm -rf "$STATE_DIR" "$MADE"
 }
 
-# Print what was made on this box, beside the package, of a kind; the record is root's, or it is none.
+# Print what was made on this box, beside the package, of a kind.
 made() {
-    [ "$(stat -c %u "$STATE_DIR/made" 2>/dev/null)" != 0 ] || sed -n "s|^$1 ||p" "$STATE_DIR/made"
+    [ ! -e "$MADE" ] || sed -n "s|^$1 ||p" "$MADE"
+}
+
+# All that there were; those of the package too, should the record be lost.
+log_folders() {
+    { made log; echo "${LOG_DIR-}"; } | sort -u | grep /
 }
 
 is_made() {
@@ -122,13 +137,13 @@ is_made() {
 }
 
 forget() {
-    [ ! -e "$STATE_DIR/made" ] || sed -i "\\|^$1 $2\$|d" "$STATE_DIR/made"
+    [ ! -e "$MADE" ] || sed -i "\\|^$1 $2\$|d" "$MADE" || true # a disk may be full
 }
 
 # userdel takes the group of the same name along, unless it is not the user's own.
 delete_user() {
     is_made group "$NAME" || usermod --gid nogroup "$NAME"
-    userdel "$NAME"
+    userdel "$NAME" || say "$NAME: something still runs as the user $NAME; later: userdel $NAME"
 }
 
 maintain() {
@@ -159,6 +174,7 @@ status() {
 }
 
 uninstall() {
+    [ "$(stat -c %u "$FORMER" 2>/dev/null)" != 0 ] || uninstall_former "$@"
     case $ACTION,$(status) in
         *, | *,not-installed | remove,config-files) say "nothing of $NAME is installed"; return ;;
     esac
@@ -174,13 +190,21 @@ uninstall() {
     else
         say "$NAME is gone, except for its configuration, /etc/$NAME.conf and others, and its log:"
         made log | sed "s|.*|  &/server.log|"
-        say "sudo sh $0 --purge deletes them too"
+        say "sudo dpkg --purge $NAME deletes them too"
     fi
+}
+
+# What an install.sh before 1.2 put here its own uninstall.sh takes away.
+uninstall_former() {
+    former=$(sed -n 's/^APP_DIR //p' "$FORMER")/uninstall.sh
+    [ -f "$former" ] || die "an older version is half replaced: run install.sh first, then this"
+    exec sh "$former" "$@"
 }
 
 say_changes() {
     say "would stop the service, and take 169.254.169.254 and its redirect away"
     dpkg --listfiles "$NAME" | while read -r path; do
+        case $ACTION,$path in remove,/etc/*) continue ;; esac # stays, as what an admin may edit
         if [ -L "$path" ] || [ ! -d "$path" ]; then say "would remove $path"; fi
     done
     [ "$ACTION" = remove ] || made log | sed 's|.*|would remove &/server.log*|'
@@ -196,11 +220,7 @@ main() {
             return ;;
     esac
     parse_options "$@"
-    former=$(sed -n 's/^APP_DIR //p' "$FORMER" 2>/dev/null || true)/uninstall.sh
-    if [ -z "$(status)" ] && [ -f "$FORMER" ] && [ -f "$former" ]; then
-        exec sh "$former" "$@"
-    fi
-    uninstall
+    uninstall "$@"
 }
 
 main "$@"

@@ -5,12 +5,13 @@ that leave the service as they found it share one (`shared`). They need root and
 """
 import contextlib
 import json
+import os
 import re
 import subprocess
 
 import pytest
 
-from box import Box, KINDS, Neighbour, difference, root_fs, why_not
+from box import HOME, KINDS, Box, Neighbour, difference, root_fs, why_not
 from service import ROOT, check_lines, wait_for
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
@@ -514,7 +515,7 @@ def test_former_installation_is_taken_over(former, how):
     former.ok(CHECK)
     assert former.ok("dpkg --verify fake-metadata") == ""
     assert former.ok("find /etc /apps -name '*.dpkg-*'") == ""
-    assert former.ok("ls /var/lib/fake-metadata | grep -v id") == "made\n"
+    assert former.run("test -e /var/lib/fake-metadata/installed").code == 1
     assert former.ok("find /apps -name init.d -o -name logrotate.d -o -name service") == ""
     assert former.run("ls /etc/systemd/system/fake-metadata.service").code != 0
     former.reboot()
@@ -573,6 +574,27 @@ def test_kept_configuration_of_a_former_installation(former):
     assert difference(former.before, former.snapshot()) == []
 
 
+def test_takeover_without_room(former):
+    """A takeover for which the disk has no room is finished by the next install, or removed."""
+    full = "/usr/share/lintian/overrides"
+    former.ok("echo '[instance]' >%s; mkdir -p %s && mount -t tmpfs -o mode=755,size=4k tmpfs %s && "
+              "head -c 4096 /dev/zero >%s/fill" % (CONFIG, full, full, full))
+    assert former.run(INSTALL).code == 1
+    former.ok("umount %s && rmdir -p %s; %s" % (full, full, INSTALL))
+    assert serves(former) and former.read(CONFIG) == "[instance]\n"
+    former.ok(CHECK + " && " + PURGE)
+    assert difference(former.before, former.snapshot()) == []
+
+
+def test_former_folder_that_others_use(former):
+    """A takeover leaves what else stands in the folder of the program."""
+    former.ok("sh former/uninstall.sh --purge && mkdir -p /srv/app/init.d /srv/app/service && "
+              "touch /srv/app/init.d/mine /srv/app/service/mine && "
+              "APP_DIR=/srv/app sh former/install.sh && " + INSTALL)
+    assert serves(former)
+    former.ok("test -e /srv/app/init.d/mine && test -e /srv/app/service/mine")
+
+
 def test_new_uninstall_of_a_former_installation(former):
     """The new uninstall.sh removes a former installation by its own."""
     former.ok(PURGE)
@@ -615,6 +637,14 @@ def test_dry_run_changes_nothing(box):
             assert path.group(1) in said, path.group(1)
     for word in ("user fake-metadata", "169.254.169.254", "/mnt/logs/fake-metadata", "start"):
         assert word in said, word
+
+
+def test_dry_run_of_an_ordinary_user(installed):
+    """An ordinary user may ask what an installation would change, beside a running service too."""
+    installed.ok("cp -r fake-metadata /tmp/copy && chmod -R a+rX /tmp/copy")
+    assert "would" not in installed.ok(AS_NOBODY + "sh /tmp/copy/install.sh --dry-run")
+    said = installed.ok(AS_NOBODY + "sh /tmp/copy/uninstall.sh --dry-run")
+    assert "/apps/fake-metadata/fake_metadata.py" in said and "/etc" not in said
 
 
 def test_dry_run_of_a_second_install(installed):
@@ -744,7 +774,7 @@ def test_folder_of_somebody_else(sysvinit, name, how):
 
 @pytest.mark.parametrize("path", [
     CONFIG, RULES, "/etc/logrotate.d/fake-metadata", "/usr/lib/fake-metadata",
-    "/etc/network/if-up.d/fake-metadata"])
+    "/etc/network/if-up.d/fake-metadata", "/mnt/logs/fake-metadata/server.log"])
 def test_file_of_somebody_else(sysvinit, path):
     """A file at one of our places is refused by dpkg -i too, and outlives the purge."""
     sysvinit.ok("mkdir -p $(dirname {0}) && echo mine >{0} && {1}".format(path, BUILD))
@@ -854,6 +884,53 @@ def test_apt_install(box):
             if not re.search("/var/(cache|lib)/apt| /tmp/", line)] == []
 
 
+def readme_commands(title):
+    """Return the commands of a section of the README, one line each, as root types them."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        section = re.search(r"^#+ %s\n(.*?)^#" % title, file.read(), re.M | re.S).group(1)
+    return re.sub(r"\bsudo ", "", "\n".join(re.findall("^    (.*)", section, re.M))).splitlines()
+
+
+def test_readme_about_the_box(box):
+    """What the README says of the box works as it stands, in its order."""
+    scp, ssh, actions, *others = readme_commands("The box")
+    assert scp == "scp -r fake-metadata box:"  # as boxes are given the product here
+    box.ok(ssh[len("ssh box "):])
+    for action in re.search(r"[\w-]+(\|[\w-]+)+", actions).group().split("|"):
+        box.ok(SERVICE + action)
+    box.ok(SERVICE + "start")
+    for command in others:
+        box.ok(command)
+    assert box.run("test -e /apps").code == 1
+
+
+def test_readme_about_packages(box):
+    """What the README says of packages and clones works as it stands, in its order."""
+    first = None
+    for command in readme_commands("Many boxes, images, containers"):
+        box.ok(command, cwd=HOME + "/fake-metadata", timeout=120)
+        first = first or (serves(box) and fact(box, "instance-id"))
+    assert first and fact(box, "instance-id") != first
+
+
+def test_package_in_a_chroot_spares_the_box(box):
+    """A package that is purged in a chroot does nothing to the service of the box around it."""
+    box.ok(INSTALL)
+    box.ok("mkdir -p /image/var /image/proc /image/run /image/tmp /image/mnt && "
+           "cp -a /bin /sbin /lib /lib64 /etc /usr /apps /image/ && "
+           "cp -a /var/lib /var/log /image/var/ && mount --bind /proc /image/proc")
+    pid = box.ok(PID)
+    box.ok("chroot /image dpkg -P fake-metadata && test ! -e /image/apps")
+    assert box.ok(PID) == pid and serves(box) and is_network_right(box)
+
+
+def test_images_that_leave_documents_out(box):
+    """Where dpkg is told to leave documents out nothing is missing."""
+    box.ok("echo 'path-exclude=/usr/share/*' >/etc/dpkg/dpkg.cfg.d/slim && %s" % INSTALL)
+    box.ok(CHECK)
+    assert "nothing to do" in box.ok(INSTALL)
+
+
 def test_dependencies(box):
     """The package for others says what it needs; that for this box only what is a package here."""
     box.ok(BUILD)
@@ -925,9 +1002,10 @@ FILES = {
 def test_interfaces_is_not_touched(sysvinit, name):
     """Whatever interfaces has, it stays as it is, and the box serves, after a reboot too."""
     sysvinit.write(INTERFACES, FILES[name], "640")
-    before = sysvinit.ok("stat %s && md5sum %s" % (INTERFACES, INTERFACES))
+    look = "stat -c '%%i %%Z %%U %%G %%a' %s && md5sum %s" % (INTERFACES, INTERFACES)
+    before = sysvinit.ok(look)
     sysvinit.ok(INSTALL)
-    assert sysvinit.ok("stat %s && md5sum %s" % (INTERFACES, INTERFACES)) == before
+    assert sysvinit.ok(look) == before
     sysvinit.reboot()
     assert serves(sysvinit) and is_network_right(sysvinit)
 
@@ -1271,11 +1349,80 @@ def test_places_of_its_state(installed):
                         "/var/lib/fake-metadata") == (
         "/run/fake-metadata root:root 755\n"
         "/run/fake-metadata/private fake-metadata:fake-metadata 700\n"
-        "/var/lib/fake-metadata root:fake-metadata 1770\n")
+        "/var/lib/fake-metadata fake-metadata:fake-metadata 700\n")
     installed.ok(SERVICE + "stop && test -d /run/fake-metadata/private")
-    assert installed.run(AS_SERVICE + "sh -c 'echo x >>/var/lib/fake-metadata/made; "
-                         "rm -f /var/lib/fake-metadata/made'").code != 0
     installed.ok(AS_SERVICE + "touch /var/lib/fake-metadata/key")
+
+
+def test_service_that_was_broken_into(installed):
+    """What the service's user writes where it may is not believed by root."""
+    installed.ok("mkdir /srv/victim && touch /srv/victim/install.sh && " + BUILD)
+    installed.ok(AS_SERVICE + "sh -c 'echo APP_DIR /srv/victim >/var/lib/fake-metadata/installed; "
+                 "ln -s /etc/shadow /var/lib/fake-metadata/id.new; "
+                 "ln -sf /etc/shadow /run/fake-metadata/private/started'")
+    before = installed.ok("stat -c '%U:%G %a %s' /etc/shadow; ls /srv/victim")
+    for command in ("dpkg -i " + DEB, SERVICE + "restart", CHECK, UNINSTALL, INSTALL, PURGE):
+        installed.run(command)
+    assert installed.ok("stat -c '%U:%G %a %s' /etc/shadow; ls /srv/victim") == before
+    installed.ok("test ! -e /var/lib/fake-metadata && test ! -e /apps")
+
+
+def test_lock_is_roots(installed):
+    """An ordinary user can neither hold the lock nor wait for it."""
+    assert installed.run(AS_NOBODY + "flock -n /run/fake-metadata/lock true").code != 0
+    installed.ok("flock /run/fake-metadata/lock timeout 3 %s %s status" % (AS_NOBODY, INIT))
+    installed.ok(SERVICE + "stop; rm -rf /run/fake-metadata")
+    assert installed.run(AS_NOBODY + INIT + "status").code == 3
+
+
+@pytest.mark.parametrize("line", ['X="abc', "X=$(", "if", "exit 3"])
+def test_defaults_that_are_no_shell(installed, line):
+    """A mistake in /etc/default keeps neither stop nor dpkg from their work."""
+    installed.ok(BUILD)
+    installed.write("/etc/default/fake-metadata", line + "\n", "640")
+    installed.ok("dpkg -i " + DEB)
+    assert "line 1" in installed.run(CHECK).out
+    installed.ok(SERVICE + "stop")
+    assert installed.run(PID).code == 1
+    installed.ok(PURGE)
+
+
+def test_quoted_defaults(installed):
+    """check reads /etc/default as the service does."""
+    installed.ok("printf 'LOG_DIR=\"/var/log/imds\"\nPORT=\"8123\"\n' >>/etc/default/fake-metadata")
+    installed.ok(SERVICE + "restart && " + CHECK)
+    assert "port 8123" in installed.ok(INSTALL)
+
+
+def test_init_script_that_an_admin_deleted(installed):
+    """dpkg -i does not bring it back, as for any conffile, and says what does; the next install."""
+    installed.ok("rm /etc/init.d/fake-metadata && " + BUILD)
+    assert "brings it back" in installed.ok("dpkg -i " + DEB)
+    installed.ok("dpkg -l fake-metadata | grep '^ii' && " + INSTALL)
+    assert serves(installed)
+
+
+def test_port_of_the_defaults_is_the_one_that_is_checked(ready):
+    """With another PORT in /etc/default the one of the installation may be somebody else's."""
+    ready.ok("echo PORT=8123 >>/etc/default/fake-metadata && " + SERVICE + "restart")
+    ready.ok(TAKE_PORT)
+    ready.ok("echo >>fake-metadata/README.md && " + INSTALL)
+    assert serves(ready)
+
+
+def test_settings_outlive_their_folder(ready):
+    """With the program's folder gone the next install still knows what was chosen."""
+    ready.ok("PORT=8123 %s && rm -rf /apps/fake-metadata /usr/lib/fake-metadata && %s"
+             % (INSTALL, INSTALL))
+    assert serves(ready) and "127.0.0.1:8123" in ready.ok("ss -Hltn")
+
+
+def test_purge_spares_a_user_that_was_there(sysvinit):
+    """What else a user of our name runs, who was there before, lives on."""
+    sysvinit.ok("useradd --system fake-metadata && " + INSTALL)
+    sysvinit.ok("setpriv --reuid fake-metadata --clear-groups --regid fake-metadata "
+                "sleep 600 >/dev/null 2>&1 </dev/null & sleep 0.2")
+    sysvinit.ok(PURGE + " && pgrep -u fake-metadata -x sleep && ! pgrep -u fake-metadata python3")
 
 
 def test_box_without_machine_id(box):
@@ -1287,6 +1434,36 @@ def test_box_without_machine_id(box):
     box.ok("echo another-box >/var/lib/fake-metadata/id && " + SERVICE + "restart")
     assert fact(box, "instance-id") != first
     box.ok(INSTALL + " && " + PURGE + " && test ! -e /var/lib/fake-metadata")
+
+
+@pytest.mark.parametrize("how", ["./fake-metadata", "sh fake-metadata", "/etc/rc2.d/S*-metadata"])
+def test_called_by_another_name(installed, how):
+    """It does not matter from where and by which name the init script is called."""
+    installed.ok("cd /etc/init.d && %s restart && %s status" % (how, how))
+    assert serves(installed)
+
+
+@pytest.mark.parametrize("line", ["PORT=many", "PORT=", "LOG_DIR=logs"])
+def test_setting_that_cannot_work(installed, line):
+    """A mistake in /etc/default is refused by reload and restart before anything is changed."""
+    installed.ok("echo %s >>/etc/default/fake-metadata" % line)
+    for action in ("reload", "restart") if installed.kind == "sysvinit" else ("reload",):
+        result = installed.run(SERVICE + action)
+        said = result.err + installed.run("journalctl --no-pager -u fake-metadata").out
+        assert result.code == 1 or result.code == 6, result
+        assert line in said
+        assert serves(installed) and is_network_right(installed)
+
+
+def test_other_port_counts_from_the_next_restart(installed):
+    """A reload with another PORT leaves the redirect at the port where the service listens."""
+    installed.ok("echo PORT=8123 >>/etc/default/fake-metadata && " + SERVICE + "reload")
+    assert serves(installed)
+    installed.ok("iptables -t nat -F && %sreload" % SERVICE)
+    assert serves(installed)
+    assert installed.run(CHECK).code == 1
+    installed.ok(SERVICE + "restart && " + CHECK)
+    assert "127.0.0.1:8123" in installed.ok("ss -Hltn")
 
 
 def test_dead_with_pid_file(ready):
@@ -1729,6 +1906,12 @@ def test_check_variable(shared, variable, value, words):
     result = shared.run(CHECK, env={variable: value})
     line, = [line for line in result.out.splitlines() if words in line]
     assert result.code == 1 and "remedy" in line and "EXAMPLE" not in line, result
+
+
+def test_check_believes_no_client(shared):
+    """What a client has written into the log is no finding."""
+    shared.ok(GET + "-A 'Z fake-metadata: no new credentials for BaseIAMRole: x' " + META_DATA)
+    shared.ok(CHECK)
 
 
 def test_proxy_with_exception_is_no_finding(shared):
