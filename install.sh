@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install fake-metadata: from then on every AWS SDK on this box finds an instance metadata service at
-# http://169.254.169.254/.
+# Install fake-metadata: from then on every AWS SDK on this box finds an instance metadata service
+# at http://169.254.169.254/.
 #
 # usage: sudo sh install.sh [OPTIONS]
 #   --check        change nothing; say what is not as it should be and what to do about it
@@ -78,7 +78,8 @@ has_group() {
 
 # Print what dpkg knows of the package: installed, config-files, half-installed ...; or nothing.
 package_status() {
-    dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null | sed 's/^not-installed$//'
+    dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null |
+        sed 's/^not-installed$//'
 }
 
 # Tell whether an install.sh before 1.2 was here. The record is root's, or it is none: the service
@@ -160,7 +161,8 @@ find_python() {
 }
 
 python_is_good() {
-    [ -n "$1" ] && as_service "$1" -I -c "import sys; sys.exit(sys.version_info < (3, 7))" </dev/null >/dev/null 2>&1
+    [ -n "$1" ] && as_service "$1" -I -c "import sys; sys.exit(sys.version_info < (3, 7))" \
+        </dev/null >/dev/null 2>&1
 }
 
 # ---- checks before the first change; each says what is wrong and what to do
@@ -183,19 +185,22 @@ check_box() {
 check_settings() {
     for folder in "$APP_DIR" "$LOG_DIR" "${SUPERVISE:-/}"; do
         case $folder in
-            *[!A-Za-z0-9._/-]* | *//* | */../* | */..) die "$folder: use letters, digits and . _ - / for folders" ;;
+            *[!A-Za-z0-9._/-]* | *//* | */../* | */..)
+                die "$folder: use letters, digits and . _ - / for folders" ;;
             /*) ;;
             *) die "$folder: give folders as absolute paths" ;;
         esac
     done
     case $LOG_DIR/ in
-        "$APP_DIR"/*) die "LOG_DIR=$LOG_DIR is in APP_DIR, which goes with the package: choose another" ;;
+        "$APP_DIR"/*)
+            die "LOG_DIR=$LOG_DIR is in APP_DIR, which goes with the package: choose another" ;;
     esac
     case $PORT in
         "" | *[!0-9]* | 0* | ??????*) die "PORT=$PORT: use a number from 1 to 65535" ;;
     esac
     [ "$PORT" -le 65535 ] || die "PORT=$PORT: use a number from 1 to 65535"
-    [ "$ADDRESSES" = 169.254.169.254 ] || die "ADDRESSES=$ADDRESSES: this version has 169.254.169.254 only"
+    [ "$ADDRESSES" = 169.254.169.254 ] ||
+        die "ADDRESSES=$ADDRESSES: this version has 169.254.169.254 only"
     [ -z "$CONTAINERS" ] || die "CONTAINERS=$CONTAINERS: this version does not serve containers"
 }
 
@@ -228,7 +233,8 @@ need() {
 
 check_python() {
     python_is_good "$PYTHON" ||
-        die "there is no Python 3.7 or later that the service, which is not root, can run: apt-get install python3"
+        die "there is no Python 3.7 or later that the service, which is not root, can run:" \
+            "apt-get install python3"
 }
 
 # Who can write in a folder on the way to the program is root at the next start.
@@ -242,7 +248,7 @@ check_folders() {
 open_folders() {
     for folder in "$APP_DIR" "$LOG_DIR" $(realpath -m "$APP_DIR" "$LOG_DIR"); do
         while [ "${#folder}" -gt 1 ]; do
-            find -H "$folder" -prune ! \( -user root ! -perm -o+w \( -group root -o ! -perm -g+w \) \) \
+            find -H "$folder" -prune \( ! -user root -o -perm -o+w -o -perm -g+w ! -group root \) \
                 2>/dev/null || true
             folder=$(dirname "$folder")
         done
@@ -260,9 +266,11 @@ check_foreign() {
         refuse_foreign "$APP_DIR/README.md" "$APP_DIR/settings"
         return
     fi
-    [ "$SOURCE_DIR" != "$APP_DIR" ] || die "run me from another folder than $APP_DIR, where the package has its own"
+    [ "$SOURCE_DIR" != "$APP_DIR" ] ||
+        die "run me from another folder than $APP_DIR, where the package has its own"
     [ -z "$(ls -A "$APP_DIR" 2>/dev/null)" ] ||
-        die "$APP_DIR has files that are not of this program: move them away, or choose another APP_DIR"
+        die "$APP_DIR has files that are not of this program:" \
+            "move them away, or choose another APP_DIR"
     # shellcheck disable=SC2046 # paths without blanks
     refuse_foreign $(paths) "$LINK" "$LOG_DIR/server.log"
 }
@@ -311,8 +319,8 @@ policy_allows() {
 
 check_ec2() {
     [ -n "${FAKE_METADATA_FORCE-}" ] || ! grep -qs "Amazon EC2" /sys/class/dmi/id/*vendor ||
-        die "this is a real EC2 instance, with a metadata service of its own: --force" \
-            "(with dpkg or apt FAKE_METADATA_FORCE=yes in the environment) hides that behind the fake one"
+        die "this is a real EC2 instance, with a metadata service of its own;" \
+            "--force (with dpkg or apt: FAKE_METADATA_FORCE=yes) hides that behind the fake one"
 }
 
 check_supervisor() {
@@ -322,12 +330,14 @@ check_supervisor() {
 
 check_port() {
     [ -z "$(listeners)" ] || port_is_ours ||
-        die "port $PORT is taken by $(port_owner): stop that, or choose another with PORT=$((PORT + 1))"
+        die "port $PORT is taken by $(port_owner): stop that," \
+            "or choose another with PORT=$((PORT + 1))"
 }
 
 # Print who listens where the redirect leads, each with its user, and its pid if root asks.
 listeners() {
-    ss -Hltnpe "sport = :$PORT" 2>/dev/null | grep -E " (127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):$PORT " || true
+    ss -Hltnpe "sport = :$PORT" 2>/dev/null |
+        grep -E " (127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):$PORT " || true
 }
 
 listener_pid() {
@@ -348,8 +358,8 @@ port_owner() {
 # The rule comes and goes at once, so that none is left if this is killed.
 check_network() {
     complaint=$(try_address 2>&1 && try_rule 2>&1) ||
-        die "this box does not let root set addresses and packet rules ($(echo "$complaint" | head -n 1)):" \
-            "run it where that is allowed (NET_ADMIN)"
+        die "this box does not let root set addresses and packet rules:" \
+            "run it where that is allowed (NET_ADMIN); it says: $(echo "$complaint" | head -n 1)"
 }
 
 alias_is_set() {
@@ -361,8 +371,9 @@ try_address() {
 }
 
 try_rule() {
-    rule="-d $ADDRESSES/32 -p tcp -m tcp --dport 80 -m comment --comment $NAME-trial -j REDIRECT --to-ports $PORT"
-    printf '%s\n' '*nat' "-A OUTPUT $rule" "-D OUTPUT $rule" COMMIT | iptables-restore -w --noflush
+    rule="OUTPUT -d $ADDRESSES/32 -p tcp -m tcp --dport 80 -m comment --comment $NAME-trial"
+    rule="$rule -j REDIRECT --to-ports $PORT"
+    printf '%s\n' '*nat' "-A $rule" "-D $rule" COMMIT | iptables-restore -w --noflush
 }
 
 # ---- the package
@@ -395,7 +406,8 @@ conffiles() {
 
 check_sources() {
     for file in $(files | cut -d' ' -f2) CHANGELOG.md; do
-        [ -f "$SOURCE_DIR/$file" ] || die "$file is missing beside install.sh: copy the whole folder to this box"
+        [ -f "$SOURCE_DIR/$file" ] ||
+            die "$file is missing beside install.sh: copy the whole folder to this box"
     done
 }
 
@@ -511,13 +523,15 @@ take_over() {
     free_file "/etc/logrotate.d/$NAME" "logrotate.d/$NAME"
     free_or_keep "$INIT" "init.d/$NAME"
     rm -f "$app/init.d/$NAME" "$app/init.d/$NAME".* "$app/logrotate.d/$NAME" "$app/service/run" \
-        "$app/iptables.rules" "$app/fake_metadata.py" "$app/install.sh" "$app/uninstall.sh" "$app/logs"
+        "$app/iptables.rules" "$app/fake_metadata.py" "$app/install.sh" "$app/uninstall.sh" \
+        "$app/logs"
     rm -rf "$app/service/supervise"
     for folder in "$app/init.d" "$app/logrotate.d" "$app/service" "$app"; do
         rmdir "$folder" 2>/dev/null || true
     done
     free_interfaces
-    { grep -E "^(user|group|alias|folder) " "$FORMER" || true; echo "log $(former LOG_DIR)"; } >>"$MADE"
+    grep -E "^(user|group|alias|folder) " "$FORMER" >>"$MADE" || true
+    made log "$(former LOG_DIR)"
     sync "$MADE"
 }
 
@@ -525,9 +539,10 @@ end_supervision() {
     for folder in /service /etc/service; do
         [ ! -L "$folder/$NAME" ] || rm "$folder/$NAME"
     done
-    control=$app/service/supervise/control
-    [ ! -p "$control" ] || timeout 5 sh -c "printf dx >'$control'" || true
-    [ ! -e "$app/service/supervise/lock" ] || timeout 10 flock "$app/service/supervise/lock" true || true
+    supervise=$app/service/supervise
+    [ -p "$supervise/control" ] || return 0
+    printf dx | timeout 5 dd status=none conv=notrunc of="$supervise/control" || true
+    timeout 10 flock "$supervise/lock" true || true
 }
 
 # Its unit in /etc would hide the packaged one. What was disabled stays so.
@@ -555,9 +570,9 @@ is_unedited() {
     [ -s "$1" ] || return 0
     listen=127.0.0.1:$(former PORT)
     [ "$listen" != 127.0.0.1:8000 ] || listen=
-    sed -e "s|/apps/$NAME|$app|g" -e "s|/mnt/logs/$NAME|$(former LOG_DIR)|g" -e "s|/usr/bin/python3|$(former PYTHON)|g" \
-        -e "s|LISTEN=\$|LISTEN=$listen|" -e "s|--to-ports 8000|--to-ports $(former PORT)|" "$app/$2" 2>/dev/null |
-        cmp -s - "$1"
+    sed -e "s|/apps/$NAME|$app|g" -e "s|/mnt/logs/$NAME|$(former LOG_DIR)|g" \
+        -e "s|/usr/bin/python3|$(former PYTHON)|g" -e "s|LISTEN=\$|LISTEN=$listen|" \
+        -e "s|--to-ports 8000|--to-ports $(former PORT)|" "$app/$2" 2>/dev/null | cmp -s - "$1"
 }
 
 # Take our lines out of /etc/network/interfaces, which a box needs to boot: every other byte stays.
@@ -577,7 +592,7 @@ free_interfaces() {
     sync "$(dirname "$file")"
 }
 
-# Tell whether our lines are the last and the line above them had no end, so that it gets none again.
+# Tell whether our lines are the last and the line above them had no end: it gets none again.
 had_no_end() {
     tail -n 1 "$1" | grep -q "^# $NAME end" &&
         grep -q "^# $NAME begin.*; the line above had no end" "$1"
@@ -592,7 +607,8 @@ configure() {
     share "$CONFIG"
     share "$DEFAULTS"
     alias_is_set || made alias "$ADDRESSES/32"
-    "$INIT" prepare-files || say "$NAME: $INIT is missing or broken; sudo sh install.sh brings it back"
+    "$INIT" prepare-files ||
+        say "$NAME: $INIT is missing or broken; sudo sh install.sh brings it back"
     register
     sync "$MADE"
     start
@@ -626,7 +642,8 @@ register() {
         return
     fi
     deb-systemd-helper unmask "$NAME.service" >/dev/null
-    if ! grep -qxs "unit disabled" "$MADE" && deb-systemd-helper --quiet was-enabled "$NAME.service"; then
+    if ! grep -qxs "unit disabled" "$MADE" &&
+        deb-systemd-helper --quiet was-enabled "$NAME.service"; then
         deb-systemd-helper enable "$NAME.service" >/dev/null
     else
         deb-systemd-helper update-state "$NAME.service" >/dev/null
@@ -745,8 +762,12 @@ run_dpkg() {
     # shellcheck disable=SC2046 # paths without blanks
     [ -z "$(package_status)" ] || rm -f $(empty_files)
     code=0
-    dpkg --force-confdef,confold,confmiss --install "$WORK/$NAME.deb" </dev/null >"$WORK/said" 2>&1 || code=$?
-    [ "$code" -eq 0 ] || { cat "$WORK/said" >&2; die "dpkg could not install it, for the reason above: mend that, then: sudo sh install.sh"; }
+    dpkg --force-confdef,confold,confmiss --install "$WORK/$NAME.deb" \
+        </dev/null >"$WORK/said" 2>&1 || code=$?
+    if [ "$code" -ne 0 ]; then
+        cat "$WORK/said" >&2
+        die "dpkg could not install it, for the reason above: mend that, then: sudo sh install.sh"
+    fi
     sed -n "s/^$NAME: //p" "$WORK/said"
     for path in $(conffiles); do
         [ -z "$(find "$path.dpkg-dist" -cnewer "$WORK/settings" 2>/dev/null)" ] ||
@@ -773,21 +794,23 @@ service_runs() {
 service_is_outdated() {
     is_root || return 1 # others cannot see it
     [ -e "/run/$NAME/private/started" ] || return 0
-    find "$APP_DIR/fake_metadata.py" "$APP_DIR/settings" -cnewer "/run/$NAME/private/started" 2>/dev/null | grep -q .
+    find "$APP_DIR/fake_metadata.py" "$APP_DIR/settings" \
+        -cnewer "/run/$NAME/private/started" 2>/dev/null | grep -q .
 }
 
 # Print what an installation would change.
 say_changes() {
-    ! is_former || say "would take away the unit below /etc and the lines in /etc/network/interfaces" \
-        "that install.sh of before 1.2 put there"
+    ! is_former || say "would take away what install.sh of before 1.2 put in /etc/systemd/system" \
+        "and /etc/network/interfaces"
     has_user || say "would create the user $NAME"
-    (cd "$WORK/tree" && find . -path ./DEBIAN -prune -o ! -type d -printf '/%P\n' | sort) | while read -r path; do
-        if ! is_there "$path"; then
-            say "would write $path"
-        elif [ -f "$path" ] && [ -r "$path" ] && ! cmp -s "$WORK/tree$path" "$path"; then
-            say "would replace $path, unless it is below /etc and edited"
-        fi
-    done
+    (cd "$WORK/tree" && find . -path ./DEBIAN -prune -o ! -type d -printf '/%P\n') | sort |
+        while read -r path; do
+            if ! is_there "$path"; then
+                say "would write $path"
+            elif [ -f "$path" ] && [ -r "$path" ] && ! cmp -s "$WORK/tree$path" "$path"; then
+                say "would replace $path, unless it is below /etc and edited"
+            fi
+        done
     [ -d "$LOG_DIR" ] || say "would make the folder $LOG_DIR"
     if is_root; then "$INIT" network-status >/dev/null 2>&1; else alias_is_set; fi ||
         say "would lead 169.254.169.254:80 to 127.0.0.1:$PORT: address on lo, rule in iptables"
@@ -914,7 +937,7 @@ judge() {
     fi
 }
 
-# dpkg says "missing     /path", "??5??????   /path", and with a c between what is an edited conffile.
+# dpkg says "missing     /path", "??5??????   /path"; a "c" stands between for a conffile.
 check_files() {
     while read -r state path; do
         case $state,$path in
@@ -950,8 +973,9 @@ check_defaults() {
         PORT=$(cat "/run/$NAME/port" 2>/dev/null || echo "$PORT")
         return
     fi
-    odd=$(grep -nvE "^(#.*|[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_.,:/@%+-]*|[A-Za-z_][A-Za-z0-9_]*=(\"[^\"\`\$\\]*\"|'[^']*'))?\$" \
-        "$DEFAULTS" 2>/dev/null | cut -d: -f1 | tr '\n' ' ')
+    value="[A-Za-z0-9_.,:/@%+-]*|\"[^\"\`\$\\]*\"|'[^']*'"
+    odd=$(grep -nvE "^(#.*|[A-Za-z_][A-Za-z0-9_]*=($value))?\$" "$DEFAULTS" 2>/dev/null |
+        cut -d: -f1 | tr '\n' ' ')
     [ -z "$odd" ] || problem "$DEFAULTS, line ${odd% }: not a plain NAME=value" \
         "no export, no comment behind a value, no blank outside quotes, no CR at the end"
 }
@@ -967,7 +991,8 @@ check_configuration() {
 }
 
 check_registration() {
-    judge starts_at_boot "starts at boot" "does not start at boot" "update-rc.d $NAME defaults; update-rc.d $NAME enable"
+    judge starts_at_boot "starts at boot" "does not start at boot" \
+        "update-rc.d $NAME defaults; update-rc.d $NAME enable"
 }
 
 starts_at_boot() {
@@ -985,7 +1010,8 @@ check_service() {
     "$INIT" status >/dev/null 2>&1 || code=$?
     case $code in
         0) good "service is running" ;;
-        1) problem "the service died" "service $NAME start; the reason is at the end of $LOG_DIR/server.log" ;;
+        1) problem "the service died" \
+            "service $NAME start; the reason is at the end of $LOG_DIR/server.log" ;;
         *) problem "the service is stopped" "service $NAME start" ;;
     esac
     if [ "$code" -eq 0 ] && service_is_outdated; then
@@ -1027,7 +1053,8 @@ check_round_trip() {
     case $code in
         0) good "$proof" ;;
         2) problem "$proof" "see [credentials] in $CONFIG, and $LOG_DIR/server.log" ;;
-        *) problem "$proof" "mend what stands above, or see [metadata-options] and [faults] in $CONFIG" ;;
+        *) problem "$proof" \
+            "mend what stands above, or see [metadata-options] and [faults] in $CONFIG" ;;
     esac
 }
 
@@ -1047,7 +1074,8 @@ check_source() {
         unseen "$LOG_DIR/server.log (only root and the group adm can read it)"
         return
     fi
-    last=$(grep -aE "^[0-9T:-]+Z $NAME: (no )?new credentials for" "$LOG_DIR/server.log" | tail -n 1)
+    last=$(grep -aE "^[0-9T:-]+Z $NAME: (no )?new credentials for" "$LOG_DIR/server.log" |
+        tail -n 1)
     case $last in
         *": no new credentials for"*) problem "${last#*: }" "see [credentials] in $CONFIG" ;;
     esac
@@ -1060,14 +1088,17 @@ SHADOWS="AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_PROFILE AWS_WEB_IDENTITY_TO
 
 check_variables() {
     [ -n "${HOME-}" ] ||
-        unseen "the variables and ~/.aws of your shell (service hides them): sh $APP_DIR/install.sh --check"
-    [ -z "${SUDO_USER-}" ] || unseen "variables that sudo hides: sh $APP_DIR/install.sh --check without sudo"
+        unseen "what your shell sets, and ~/.aws: sh $APP_DIR/install.sh --check"
+    [ -z "${SUDO_USER-}" ] ||
+        unseen "variables that sudo hides: sh $APP_DIR/install.sh --check without sudo"
     for name in $SHADOWS; do
         eval "value=\${$name-}"
         [ -z "$value" ] || problem "$name is set in this shell, and SDKs follow it" "unset $name"
     done
     case ${AWS_EC2_METADATA_DISABLED-} in
-        [Tt][Rr][Uu][Ee]) problem "AWS_EC2_METADATA_DISABLED is true in this shell" "unset AWS_EC2_METADATA_DISABLED" ;;
+        [Tt][Rr][Uu][Ee])
+            problem "AWS_EC2_METADATA_DISABLED is true in this shell" \
+                "unset AWS_EC2_METADATA_DISABLED" ;;
     esac
     check_proxy
 }
@@ -1102,10 +1133,12 @@ homes() {
 }
 
 check_default_profile() {
-    ! awk '/^\[/ { here = /^\[ *default *\]/ }
-            here && /^ *(aws_access_key_id|credential_process|sso_|role_arn|web_identity_token_file)/ { found = 1 }
-            END { exit !found }' "$1" 2>/dev/null ||
-        problem "the profile [default] of $1 comes before instance metadata" "move it away, or give the profile a name"
+    keys="aws_access_key_id|credential_process|sso_|role_arn|web_identity_token_file"
+    ! awk -v keys="^ *($keys)" '/^\[/ { here = /^\[ *default *\]/ }
+        here && $0 ~ keys { found = 1 }
+        END { exit !found }' "$1" 2>/dev/null ||
+        problem "the profile [default] of $1 comes before instance metadata" \
+            "move it away, or give the profile a name"
 }
 
 # ---- the command line

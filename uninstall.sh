@@ -9,9 +9,9 @@
 # Exit codes: 0 gone, or nothing was there; 1 not done; 2 usage.
 set -eu
 
-# It has dpkg remove the package. In the package it is prerm (stops the service) and postrm (address,
-# redirect, registration; at a purge what is not in the package: logs, user, state), and knows by
-# DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by then.
+# It has dpkg remove the package. In the package it is prerm (stops the service) and postrm
+# (address, redirect, registration; at a purge what is not in the package: logs, user, state), and
+# knows by DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by then.
 
 NAME=fake-metadata
 STATE_DIR=/var/lib/$NAME
@@ -66,7 +66,7 @@ end_supervision() {
     done
     supervise=/etc/sv/$NAME/supervise
     [ -p "$supervise/control" ] || return 0
-    timeout 5 sh -c "printf dx >'$supervise/control'" || true
+    printf dx | timeout 5 dd status=none conv=notrunc of="$supervise/control" || true
     timeout 10 flock "$supervise/lock" true || true
     rm -rf "$supervise"
 }

@@ -577,8 +577,9 @@ def test_kept_configuration_of_a_former_installation(former):
 def test_takeover_without_room(former):
     """A takeover for which the disk has no room is finished by the next install, or removed."""
     full = "/usr/share/lintian/overrides"
-    former.ok("echo '[instance]' >%s; mkdir -p %s && mount -t tmpfs -o mode=755,size=4k tmpfs %s && "
-              "head -c 4096 /dev/zero >%s/fill" % (CONFIG, full, full, full))
+    former.ok("echo '[instance]' >" + CONFIG)
+    former.ok("mkdir -p {0} && mount -t tmpfs -o mode=755,size=4k tmpfs {0} && "
+              "head -c 4096 /dev/zero >{0}/fill".format(full))
     assert former.run(INSTALL).code == 1
     former.ok("umount %s && rmdir -p %s; %s" % (full, full, INSTALL))
     assert serves(former) and former.read(CONFIG) == "[instance]\n"

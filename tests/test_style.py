@@ -12,6 +12,8 @@ LINES = SOURCE.split("\n")
 TREE = ast.parse(SOURCE)
 IMPORTS = [node for node in ast.walk(TREE) if isinstance(node, (ast.Import, ast.ImportFrom))]
 FOLDERS = ROOT, os.path.join(ROOT, "tests"), os.path.join(ROOT, "tests", "clients")
+SCRIPTS = ["install.sh", "uninstall.sh", "init.d/fake-metadata", "init.d/fake-metadata.run",
+           "init.d/fake-metadata.if-up", "init.d/fake-metadata.service"]
 PYTHON_FILES = sorted(os.path.join(folder, name) for folder in FOLDERS
                       for name in os.listdir(folder) if name.endswith(".py"))
 
@@ -60,8 +62,8 @@ def test_no_global_state():
     assert [node for node in ast.walk(TREE) if isinstance(node, (ast.Global, ast.Nonlocal))] == []
 
 
-@pytest.mark.parametrize("path", PYTHON_FILES,
-                         ids=[os.path.basename(path) for path in PYTHON_FILES])
+@pytest.mark.parametrize("path", PYTHON_FILES + [os.path.join(ROOT, name) for name in SCRIPTS],
+                         ids=[os.path.basename(path) for path in PYTHON_FILES] + SCRIPTS)
 def test_no_long_line(path):
     """No line is over 100 columns."""
     with open(path, encoding="utf-8") as lines:
