@@ -100,7 +100,10 @@ load_settings() {
     unset PYTHON
     # shellcheck disable=SC2086 # names
     [ "$ACTION" != check ] || unset APP_DIR $SETTINGS
-    [ -z "$ASKED_SUPERVISE" ] || SUPERVISE=$(supervise_folder)
+    if [ -n "$ASKED_SUPERVISE" ]; then
+        SUPERVISE=/etc/service
+        [ ! -d /service ] || SUPERVISE=/service
+    fi
     for name in APP_DIR $SETTINGS; do
         eval "$name=\${$name-\$(setting $name)}"
     done
@@ -129,8 +132,8 @@ installed_setting() {
         return
     elif is_former; then
         former "$1"
-    elif [ "$(package_status)" != config-files ]; then
-        # Of dpkg's copy of postinst, which is there when APP_DIR is not.
+    else
+        # From dpkg's copy of postinst, which is there when APP_DIR is not.
         postinst=$(dpkg-query --control-path "$NAME" postinst 2>/dev/null || true)
         sed -n "s/^$1=//p" "$postinst" 2>/dev/null | head -n 1
     fi
@@ -139,14 +142,6 @@ installed_setting() {
 # Print a value of an installation before 1.2.
 former() {
     sed -n "s|^$1 ||p" "$FORMER" | tail -n 1
-}
-
-supervise_folder() {
-    if [ -d /service ]; then
-        echo /service
-    else
-        echo /etc/service
-    fi
 }
 
 # Print the first Python that the service can run: not one in a home of root's. One word, please.

