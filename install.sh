@@ -291,7 +291,13 @@ check_config() {
 
 # Tell whether a start is due now: not in a chroot or an image that is being built.
 starts_now() {
-    [ -z "${FAKE_METADATA_NO_START-}" ] && ! ischroot && init_runs && policy_allows
+    [ -z "${FAKE_METADATA_NO_START-}" ] && ! in_chroot && init_runs && policy_allows
+}
+
+# Not by ischroot, which takes every mount namespace of its own for a chroot.
+in_chroot() {
+    here=$(stat -c %d:%i /)
+    [ "$(stat -Lc %d:%i /proc/1/root/ 2>/dev/null || echo "$here")" != "$here" ]
 }
 
 init_runs() {

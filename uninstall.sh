@@ -43,10 +43,16 @@ under_systemd() {
     [ -d /run/systemd/system ]
 }
 
+# Not by ischroot, which takes every mount namespace of its own for a chroot.
+in_chroot() {
+    here=$(stat -c %d:%i /)
+    [ "$(stat -Lc %d:%i /proc/1/root/ 2>/dev/null || echo "$here")" != "$here" ]
+}
+
 # ---- prerm
 
 stop() {
-    ! ischroot || return 0 # what runs is of the box around it
+    ! in_chroot || return 0 # what runs is of the box around it
     end_supervision
     ! under_systemd || systemctl --quiet stop "$UNIT" || true
     has_user || return 0
@@ -74,7 +80,7 @@ end_supervision() {
 # ---- postrm
 
 remove() {
-    ischroot || network_down
+    in_chroot || network_down
     forget alias "$ALIAS"
     rm -rf "$RUN_DIR"
     ! has deb-systemd-helper || deb-systemd-helper mask "$UNIT" >/dev/null
