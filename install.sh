@@ -82,8 +82,8 @@ package_status() {
         sed 's/^not-installed$//'
 }
 
-# Tell whether an install.sh before 1.2 was here. The record is root's, or it is none: the service
-# can write files beside it.
+# Tell whether an install.sh before 1.2 was here. A record that is not root's is none: the folder
+# is the service's by now.
 is_former() {
     [ "$(stat -c %u "$FORMER" 2>/dev/null)" = 0 ]
 }

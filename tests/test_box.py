@@ -372,13 +372,19 @@ def test_log_folder_of_the_defaults(installed):
     installed.ok(PURGE + " && test ! -e /srv/imds && test ! -e /mnt/logs")
 
 
-def test_edits_survive_a_second_install(ready):
-    """What the admin wrote in the configuration, the environment and the rules file stays."""
+def edit(box):
+    """Edit configuration, environment and rules as an admin does; return {path: text}."""
     edits = {CONFIG: "[instance]\ninstance-type = m7g.large\n",
              "/etc/default/fake-metadata": "EC2_LOCAL_IPV4=192.0.2.7\n",
-             RULES: ready.read(RULES).replace("*nat\n", "# mine\n*nat\n")}
+             RULES: box.read(RULES).replace("*nat\n", "# mine\n*nat\n")}
     for path, text in edits.items():
-        ready.ok("cat >" + path, stdin=text)
+        box.ok("cat >" + path, stdin=text)
+    return edits
+
+
+def test_edits_survive_a_second_install(ready):
+    """What the admin wrote in the configuration, the environment and the rules file stays."""
+    edits = edit(ready)
     ready.ok(INSTALL)
     assert {path: ready.read(path) for path in edits} == edits
 
@@ -526,11 +532,7 @@ def test_former_installation_is_taken_over(former, how):
 
 def test_edits_of_a_former_installation_stay(former):
     """An edited file stays; one that could not work any more stays beside the new one."""
-    edits = {CONFIG: "[instance]\ninstance-type = m7g.large\n",
-             "/etc/default/fake-metadata": "EC2_LOCAL_IPV4=192.0.2.7\n",
-             RULES: former.read(RULES).replace("*nat\n", "# mine\n*nat\n")}
-    for path, text in edits.items():
-        former.ok("cat >" + path, stdin=text)
+    edits = edit(former)
     former.ok("echo '# mine' >>/etc/init.d/fake-metadata")
     said = former.ok(INSTALL)
     assert "your edited /etc/init.d/fake-metadata is /etc/init.d/fake-metadata.dpkg-old" in said
