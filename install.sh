@@ -390,6 +390,7 @@ files() {
 755 init.d/$NAME $INIT
 755 init.d/$NAME.run /etc/sv/$NAME/run
 644 init.d/$NAME.service /lib/systemd/system/$NAME.service
+644 init.d/$NAME.firewalld.conf /lib/systemd/system/firewalld.service.d/$NAME.conf
 755 fake_metadata.py $APP_DIR/fake_metadata.py
 755 install.sh $APP_DIR/install.sh
 755 uninstall.sh $APP_DIR/uninstall.sh

@@ -1341,6 +1341,22 @@ def test_order_at_boot(systemd):
     assert "sysinit.target" not in after and "mnt.mount" not in requires
 
 
+def test_firewalld_that_starts_later(systemd):
+    """A firewalld.service that flushes the rules, at a boot or later, has the redirect come back."""
+    systemd.write("/etc/systemd/system/firewalld.service", """[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'sleep 1; iptables -t nat -F; touch /run/flushed'
+[Install]
+WantedBy=multi-user.target
+""")
+    systemd.ok(INSTALL + " && systemctl enable firewalld")
+    systemd.reboot()
+    systemd.ok("test -e /run/flushed")
+    assert serves(systemd) and is_network_right(systemd)
+    systemd.ok("systemctl restart firewalld")
+    assert serves(systemd) and is_network_right(systemd)
+
+
 def test_killed_and_purged(systemd):
     """After kill -9 and a purge systemd holds no failed unit."""
     systemd.ok(INSTALL + " && systemctl kill -s KILL fake-metadata; " + PURGE)
