@@ -1342,7 +1342,7 @@ def test_order_at_boot(systemd):
 
 
 def test_firewalld_that_starts_later(systemd):
-    """A firewalld.service that flushes the rules, at a boot or later, has the redirect come back."""
+    """A firewalld.service that flushes the rules, at boot or later, has the redirect restored."""
     systemd.write("/etc/systemd/system/firewalld.service", """[Service]
 Type=oneshot
 ExecStart=/bin/sh -c 'sleep 1; iptables -t nat -F; touch /run/flushed'
