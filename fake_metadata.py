@@ -15,14 +15,15 @@ Signals:
     USR1         make new credentials now
     TERM, INT    stop accepting, finish what is in flight, exit 0
 
-Files: it writes its log and nothing else; it reads what --config names, and what that names.
+Files: it writes its log, and what it has to keep in the folder STATE_DIRECTORY, if that is set; it
+reads what --config names, and what that names.
 Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and public-ipv4;
 AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
 NOTIFY_SOCKET is the supervisor's.
 
 Read it from top to bottom: what it serves (the tree, the instance, events, faults, credentials,
-session tokens, the service), how it serves (requests, handler, server, log), how it is configured,
-and how it runs as a process.
+signatures, session tokens, the service), how it serves (requests, handler, server, log), how it is
+configured, and how it runs as a process.
 
 A comment with "(capture)" states what was recorded from a real instance.
 """
@@ -33,6 +34,7 @@ import base64
 import collections
 import configparser
 import contextlib
+import csv
 import datetime
 import difflib
 import email.utils
@@ -45,6 +47,7 @@ import http.server
 import ipaddress
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -58,15 +61,17 @@ import stat
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import traceback
 import types
+import urllib.parse
 import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.2"
+VERSION = "1.3"
 
 
 # ---------------------------------------------------------------- names and limits ------------
@@ -75,7 +80,9 @@ DEFAULT_BIND = ("127.0.0.1", 8000)  # iptables' REDIRECT delivers there; the LAN
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
-CONTAINER_PATH = "/v2/credentials/"  # of credentials in the form that ECS and EKS containers get
+TOKEN_METHODS = "Allow: OPTIONS, PUT\r\n"  # those of TOKEN_PATH (capture)
+POD_PATH = "/v1/credentials"  # of EKS Pod Identity; with ?id=, of the first ECS agents
+IMDS_HOSTS = ("169.254.169.254", "fd00:ec2::254")
 SERVER_NAME = "EC2ws"  # what the real service sends as its Server header
 
 # Versions of the metadata tree, as a real instance listed them in September 2026 (capture).
@@ -93,8 +100,17 @@ OWN_HOSTS = (
     "127.0.0.1", "::1", "localhost",
 )
 
+IDENTITY_DOCUMENT = "/latest/dynamic/instance-identity/document"
+
 # Every instance has this role, with an instance profile or without one.
 IDENTITY_ROLE = "aws:ec2-instance"
+
+# Signatures of the identity document.
+SIGNING_KEY_BITS = 2048
+IDENTITY_FILE = "instance-identity.pem"  # in the state directory
+BOX_IDENTITY = "/var/lib/fake-metadata/" + IDENTITY_FILE  # of the service on a box
+PUBLIC_EXPONENT = 65537
+SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: a new key takes up to some
 
 # Session tokens (EC2 User Guide, "How Instance Metadata Service Version 2 works").
 MAX_TOKEN_TTL = 21600  # seconds: six hours
@@ -105,7 +121,7 @@ TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
 REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
 COMMAND_POLL = 0.05  # seconds between two checks on a running command
 SETTLE_SECONDS = 0.05  # for which a credentials file must stay unchanged to be believed
-CREDENTIALS_POLL = 0.05  # seconds between two checks of a request that waits for credentials
+DOCUMENT_POLL = 0.05  # seconds between two checks of a request that waits for a document
 FIRST_FETCH_WAIT = 3  # seconds to keep the port closed while the first credentials are fetched
 CLIENT_PATIENCE = 0.8  # seconds that a request waits for credentials; most SDKs give up after 1
 MAX_SOURCE_BYTES = 65536  # output of a credential command; a shared credentials file
@@ -113,6 +129,7 @@ MAX_BACK_OFF = 60  # seconds between two attempts at a source that fails
 
 # Requests. Each limit has a status of its own.
 METHODS = ("GET", "HEAD", "PUT", "OPTIONS", "POST", "DELETE", "PATCH", "TRACE", "CONNECT")
+MAX_METHOD = 32  # bytes, else 501
 MAX_TARGET = 8192  # bytes, else 414
 MAX_HEAD = 16384  # bytes, else 431
 MAX_FIELDS = 128  # header lines, else 431: a head that trickles in is looked at again and again
@@ -130,7 +147,7 @@ STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts k
 SWEEP_SECONDS = 1  # between two looks at all deadlines, and at credentials that may be due
 MAX_CONNECTIONS = 4096
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
-ACCEPT_BATCH = 128  # connections accepted before the others are served
+ACCEPT_BATCH = 16  # connections accepted before the others are served; below RESERVED_FILES
 REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
 RECEIVE_BYTES = 65536
 ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files left to open
@@ -177,9 +194,24 @@ def identity_document(i: Instance) -> str:
     })
 
 
+def identity_signature(i: Instance) -> SignedDocument:
+    """Serve the signature of the identity document, in base64."""
+    return SignedDocument(i.signer, signed_text(i), "signature", i.now)
+
+
+def identity_pkcs7(i: Instance) -> SignedDocument:
+    """Serve the identity document and its signature in PKCS#7, without the lines of PEM."""
+    return SignedDocument(i.signer, signed_text(i), "pkcs7", i.now)
+
+
+def signed_text(i: Instance) -> str:
+    """Return the identity document, or the one that the user has put in its place."""
+    return i.own.get(IDENTITY_DOCUMENT) or identity_document(i)
+
+
 def iam_info(i: Instance) -> Optional[str]:
     """Name the instance profile, if there is one."""
-    if i.role is None:
+    if i.instance_profile_arn is None:
         return None
     return pretty_json({
         "Code": "Success",
@@ -199,8 +231,8 @@ def identity_info(i: Instance) -> str:
 
 
 def role_credentials(i: Instance) -> RotatingDocument:
-    """Serve the credentials of the instance profile's role."""
-    return RotatingDocument(i.credentials[i.role], credentials_document)
+    """Serve the credentials of the instance profile's role, or of i.container_role."""
+    return RotatingDocument(i.credentials[i.container_role], credentials_document)
 
 
 def extended_credentials(i: Instance) -> RotatingDocument:
@@ -214,11 +246,31 @@ def identity_credentials(i: Instance) -> RotatingDocument:
     return RotatingDocument(i.credentials[IDENTITY_ROLE], credentials_document)
 
 
-def container_credentials(i: Instance) -> RotatingDocument:
-    """Serve the credentials of a role in the form of ECS and EKS."""
-    role_arn = "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.container_role)
-    render = functools.partial(container_document, role_arn=role_arn, account_id=i.account_id)
-    return RotatingDocument(i.credentials[i.container_role], render)
+def task_credentials(i: Instance) -> RotatingDocument:
+    """Serve the credentials of a role in the form of the ECS agent."""
+    render = functools.partial(task_document, role_arn=arn_of_role(i))
+    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+
+
+def pod_credentials(i: Instance) -> Optional[RotatingDocument]:
+    """Serve the credentials of a role in the form of the EKS Pod Identity agent."""
+    if i.container_role is None:
+        return None
+    render = functools.partial(pod_document, account_id=i.account_id)
+    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+
+
+def local_credentials(i: Instance) -> Optional[RotatingDocument]:
+    """Serve the credentials of a role in the form of ECS local container endpoints."""
+    if i.container_role is None:
+        return None
+    render = functools.partial(local_document, role_arn=arn_of_role(i))
+    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+
+
+def arn_of_role(i: Instance) -> str:
+    """Return the ARN of the role of i.container_role."""
+    return "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.container_role)
 
 
 def tag_set(i: Instance) -> Optional[str]:
@@ -226,7 +278,7 @@ def tag_set(i: Instance) -> Optional[str]:
     if i.tags is None:
         return None
     tags = {tag.tag: tag.tag_value for tag in i.tags}
-    return json.dumps(tags, separators=(",", ":"), ensure_ascii=False)
+    return compact_json(tags)
 
 
 def user_data(i: Instance) -> Optional[Document]:
@@ -238,13 +290,16 @@ def user_data(i: Instance) -> Optional[Document]:
 
 # Path to value. A value is a text with facts of the instance in braces, or a function of the
 # instance. A row that needs a fact which the instance lacks (None), or whose function returns
-# None, is absent: 404, and in no listing. A path with {mac}, {tag}, {volume} or {container_role}
-# stands for one path for each of them. Directories are derived from the paths; three of them are
+# None, is absent: 404, and in no listing. A path with one of the placeholders of MEMBERS stands for
+# one path for each member. Directories are derived from the paths; three of them are
 # rows of their own, because a real instance lists them differently.
 ROUTES = {
     "/": "\n".join(VERSIONS),
     "/latest": "dynamic\nmeta-data\nuser-data",  # with user data and without
     "/latest/dynamic/instance-identity/document": identity_document,
+    "/latest/dynamic/instance-identity/pkcs7": identity_pkcs7,
+    "/latest/dynamic/instance-identity/rsa2048": identity_pkcs7,  # of DSA and RSA on EC2
+    "/latest/dynamic/instance-identity/signature": identity_signature,
     "/latest/meta-data/ami-id": "{ami_id}",
     "/latest/meta-data/ami-launch-index": "0",
     "/latest/meta-data/ami-manifest-path": "(unknown)",
@@ -275,8 +330,8 @@ ROUTES = {
     "/latest/meta-data/metrics/vhostmd": '<?xml version="1.0" encoding="UTF-8"?>',
     "/latest/meta-data/network/interfaces/macs/{mac}/device-number": "{device_number}",
     "/latest/meta-data/network/interfaces/macs/{mac}/interface-id": "{interface_id}",
-    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-associations/{public_ipv4}":
-        "{associated_ipv4}",
+    "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-associations/{associated_public}":
+        "{associated_private}",
     "/latest/meta-data/network/interfaces/macs/{mac}/ipv4-prefix": "{ipv4_prefix}",
     "/latest/meta-data/network/interfaces/macs/{mac}/ipv6-prefix": "{ipv6_prefix}",
     "/latest/meta-data/network/interfaces/macs/{mac}/ipv6s": "{ipv6}",
@@ -307,10 +362,10 @@ ROUTES = {
     "/latest/meta-data/product-codes": "{product_codes}",
     "/latest/meta-data/profile": "default-hvm",
     "/latest/meta-data/public-hostname": "{public_hostname}",
-    "/latest/meta-data/public-ipv4": "{public_ipv4}",
+    "/latest/meta-data/public-ipv4": "{first_public_ipv4}",
     # "0=my-key" for the directory 0/: cloud-init and facter take what stands before the "=".
-    "/latest/meta-data/public-keys": "0={key_name}",
-    "/latest/meta-data/public-keys/0/openssh-key": "{public_key}\n",  # the one with a final LF
+    "/latest/meta-data/public-keys": "{numbered_keys}",
+    "/latest/meta-data/public-keys/{key_number}/openssh-key": "{public_key}\n",  # with a final LF
     "/latest/meta-data/ramdisk-id": "{ramdisk_id}",
     "/latest/meta-data/reservation-id": "{reservation_id}",
     "/latest/meta-data/security-groups": "{security_groups}",
@@ -322,12 +377,19 @@ ROUTES = {
     "/latest/meta-data/tag-sets/instance": tag_set,
     "/latest/meta-data/tags/instance/{tag}": "{tag_value}",
     "/latest/user-data": user_data,
-    "/v2/credentials/{container_role}": container_credentials,  # for AWS_CONTAINER_..._FULL_URI
+    # Container endpoints, for AWS_CONTAINER_CREDENTIALS_FULL_URI and ..._RELATIVE_URI.
+    "/creds": local_credentials,
+    "/role/{container_role}": local_credentials,
+    "/v1/credentials": pod_credentials,  # of the instance's role, unless Authorization says whose
+    "/v1/credentials?id={container_role}": task_credentials,
+    "/v2/credentials/{container_role}": task_credentials,
 }
 
 # Placeholder in a path -> the list of the instance whose members take its place, a path for each.
 MEMBERS = {
+    "{associated_public}": "associations",  # before {mac}: an association knows its interface's
     "{mac}": "interfaces",
+    "{key_number}": "public_keys",
     "{tag}": "tags",
     "{volume}": "volumes",
     "{container_role}": "container_roles",
@@ -340,10 +402,8 @@ LISTED_ROOTS = ("/latest/meta-data/", "/latest/dynamic/")
 LISTING_ROWS = ("/", "/latest", "/latest/meta-data/public-keys")
 
 
-def build_tree(
-    i: Instance, own: Iterable[Tuple[str, str]] = ()
-) -> Dict[str, Union[Document, RotatingDocument]]:
-    """Build {path: document} from ROUTES and the user's own (key, value) pairs; add directories.
+def build_tree(i: Instance) -> Dict[str, ServedDocument]:
+    """Build {path: document} from ROUTES and i.own, the user's own {path: text}; add directories.
 
     Raises ConfigError where a path would be both a value and a directory.
     """
@@ -353,9 +413,11 @@ def build_tree(
         part = next((part for part in MEMBERS if part in path), None)
         for member in members.get(part, [i]):
             add_row(documents, path, value, member)
-    for key, value in own:
-        add_own(documents, own_path(key), value, i.now)
-    check_nesting(documents)
+    for path, (role, make_document) in i.role_paths.items():
+        documents[path] = make_document(member_of(i, Instance(container_role=role)))
+    for path, text in i.own.items():
+        add_own(documents, path, text, i.now)
+    check_nesting(documents, i.role_paths)
     tree = {}
     for path, names in directories_of(documents).items():
         tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
@@ -367,8 +429,13 @@ def members_of(i: Instance, name: str) -> List[Instance]:
     """List the members of i.NAME, each of them together with the facts of the instance."""
     members = []
     for member in getattr(i, name) or ():
-        members.append(Instance(**{**vars(i), **vars(member)}))
+        members.append(member_of(i, member))
     return members
+
+
+def member_of(i: Instance, facts: Instance) -> Instance:
+    """Put facts of a member beside those of the instance, or in their place."""
+    return Instance(**{**vars(i), **vars(facts)})
 
 
 def add_row(documents: dict, path: str, value: Any, member: Instance) -> None:
@@ -408,24 +475,38 @@ def own_path(key: str) -> str:
     return "/latest/meta-data/" + key.strip("/")
 
 
-def add_own(documents: dict, path: str, value: str, now: float) -> None:
-    """Add one of the user's own values; an empty one removes the path and all below it."""
-    if value:
-        documents[path] = Document(value, modified=now)
+EMPTY_VALUE = '""'  # of a path in [metadata] that is there, and empty
+LAST_UPDATED = re.compile('("LastUpdated" ?: ?)"[^"]*"')
+
+
+def add_own(documents: dict, path: str, text: str, now: float) -> None:
+    """Add one of the user's own values; an empty one removes the path and all below it.
+
+    LastUpdated moves in it, as it does in the document that it replaces.
+    """
+    if text:
+        served = LAST_UPDATED.sub(r'\1"%s"' % utc(now), text)
+        if text == EMPTY_VALUE:
+            served = ""
+        documents[path] = Document(served, modified=now)
         return
     for other in list(documents):
         if other == path or other.startswith(path + "/"):
             del documents[other]
 
 
-def check_nesting(documents: dict) -> None:
+def check_nesting(documents: dict, role_paths: dict) -> None:
     """Refuse a value at a path that has others below it: it would be a file and a directory."""
     for path in documents:
         parent = path.rpartition("/")[0]
         while parent:
             if parent in documents and parent not in LISTING_ROWS:
-                raise ConfigError("[metadata] %s: cannot have a value, since %s is below it" % (
-                    short_path(parent), short_path(path)))
+                place = "[metadata] %s:" % short_path(parent)
+                by_role = role_paths.get(parent) or role_paths.get(path)
+                if by_role:
+                    place = "[role %s] path: %s" % (by_role[0], short_path(parent))
+                raise ConfigError("%s cannot have a value, since %s is below it" % (
+                    place, short_path(path)))
             parent = parent.rpartition("/")[0]
 
 
@@ -452,16 +533,28 @@ def directories_of(paths: Iterable[str]) -> Dict[str, Set[str]]:
 def canonical_path(target: str) -> str:
     """Reduce the target of a request to a path of the tree.
 
-    The query goes, %69 is decoded, empty parts and "." go, and a dated version is "latest": so
-    do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource (capture).
+    The query goes, %69 is decoded, dot segments and empty ones go, and a dated version is "latest":
+    so do //, /./, %69nstance-id, a slash at the end and ?x=1 reach the resource (capture), and
+    /latest/user-data/../meta-data/ as in any URL (RFC 3986, section 5.2.4).
     """
     path = target.partition("?")[0]
     if "%" in path:
         path = re.sub("%([0-9A-Fa-f]{2})", lambda code: chr(int(code.group(1), 16)), path)
-    parts = [part for part in path.split("/") if part not in ("", ".")]
+    parts = [part for part in without_dot_segments(path.split("/")) if part]
     if parts and parts[0] in VERSIONS and parts[1:] != ["api", "token"]:
         parts[0] = "latest"  # session tokens are issued at /latest only
     return "/" + "/".join(parts)
+
+
+def without_dot_segments(segments: Iterable[str]) -> List[str]:
+    """Resolve "." and ".." among the segments of a path; above the root there is nothing."""
+    resolved = []
+    for segment in segments:
+        if segment == "..":
+            del resolved[-1:]
+        elif segment != ".":
+            resolved.append(segment)
+    return resolved
 
 
 class Response:
@@ -486,6 +579,7 @@ class Document(Response):
 
     def __init__(self, content, content_type="text/plain", modified=0):
         body = content if isinstance(content, bytes) else content.encode()
+        self.content_type = content_type
         headers = "Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\n" % (
             content_type, http_date(int(modified)))
         super().__init__(body, headers=headers)
@@ -503,11 +597,19 @@ class Listing(Document):
 class RotatingDocument:
     """A document of credentials: rendered anew whenever they change, while the tree stays."""
 
-    def __init__(self, credentials, render):
+    patience = CLIENT_PATIENCE  # seconds that a request waits for it
+
+    def __init__(self, credentials, render, content_type="text/plain"):
         self.credentials = credentials
         self._render = render
+        self._content_type = content_type
         self._rendered = None
         self._document = None
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether credentials are being fetched."""
+        return self.credentials.pending
 
     def current(self) -> Optional[Document]:
         """Return the current document; None while there are no valid credentials."""
@@ -517,8 +619,38 @@ class RotatingDocument:
             self._document = None
             if credentials:
                 self._document = Document(
-                    self._render(credentials), modified=credentials.last_updated)
+                    self._render(credentials), self._content_type, credentials.last_updated)
         return self._document
+
+
+class SignedDocument:
+    """A signature of the identity document, made when it is first asked for."""
+
+    patience = SIGNATURES_PATIENCE
+
+    def __init__(self, signer, text, form, modified):
+        self._signer = signer
+        self._text = text.encode()
+        self._form = form  # a field of Signatures
+        self._modified = modified
+        self._document = None
+
+    @property
+    def pending(self) -> bool:
+        """Tell whether it is being made."""
+        return self._signer.pending
+
+    def current(self) -> Optional[Document]:
+        """Return the document; None while it is being made."""
+        if not self._document:
+            signatures = self._signer.sign(self._text)
+            if signatures:
+                self._document = Document(
+                    getattr(signatures, self._form), modified=self._modified)
+        return self._document
+
+
+ServedDocument = Union[Document, RotatingDocument, SignedDocument]
 
 
 def phrase(status: int) -> str:
@@ -578,21 +710,34 @@ def json_text(value: Union[str, None, List[str]]) -> str:
 
 # us-east-1a; a local zone, us-west-2-lax-1a; a Wavelength zone, us-east-1-wl1-bos-wlz-1.
 ZONE = re.compile(
-    "(?P<region>(?P<area>[a-z]{2}|us-gov|us-isob?|eusc-de)-(?P<direction>[a-z]+)-(?P<number>[0-9]))"
-    "((?P<local>-[a-z]+-[0-9])?(?P<letter>[a-z])|(?P<wavelength>-wl[0-9]-[a-z]+-wlz-[0-9]))")
+    "(?P<region>(?P<area>[a-z]{2}|us-gov|us-iso[bf]?|eu-isoe|eusc-de)"
+    "-(?P<direction>[a-z]+)-(?P<number>[0-9]+))"
+    "((?P<local>-[a-z]+-[0-9]+)?(?P<letter>[a-z])|(?P<wavelength>-wl[0-9]-[a-z]+-wlz-[0-9]))")
 
-# Area of a region -> partition and domain; all others are aws and amazonaws.com.
+# Area of a region -> partition and domain; all others are aws and amazonaws.com (partitions.json
+# of the SDKs).
 PARTITIONS = {
     "cn": ("aws-cn", "amazonaws.com.cn"),
     "us-gov": ("aws-us-gov", "amazonaws.com"),
     "us-iso": ("aws-iso", "c2s.ic.gov"),
     "us-isob": ("aws-iso-b", "sc2s.sgov.gov"),
+    "eu-isoe": ("aws-iso-e", "cloud.adc-e.uk"),
+    "us-isof": ("aws-iso-f", "csp.hci.ic.gov"),
     "eusc-de": ("aws-eusc", "amazonaws.eu"),
 }
 
+# Numbers of the zones a, b, c where they are not 1, 2, 3 for all accounts (captures).
+ZONE_NUMBERS = {
+    "ap-northeast-3": "312",
+    "ap-south-1": "132",
+    "eu-central-1": "231",
+    "eu-west-2": "231",
+}
+
+# As DescribeInstanceTypes has it; metal sizes are not Xen.
 XEN_FAMILIES = (
-    "t1", "t2", "m1", "m2", "m3", "m4", "c1", "c3", "c4", "cc2", "cr1", "r3", "r4", "i2", "d2",
-    "x1", "x1e", "g2", "g3", "g3s", "p2", "p3", "hs1", "f1", "h1",
+    "t1", "t2", "m1", "m2", "m3", "m4", "c1", "c3", "c4", "cc1", "cc2", "cg1", "cr1", "r3", "r4",
+    "i2", "i3", "d2", "x1", "x1e", "g2", "g3", "g3s", "p2", "p3", "hi1", "hs1", "f1", "h1",
 )
 
 
@@ -601,8 +746,8 @@ class Instance(types.SimpleNamespace):
 
     None stands for a fact that the instance does not have. Names are those of the configuration:
     ami-id is i.ami_id. `describe_instance` derives the facts that last; MetadataService adds
-    i.credentials, i.user_data and i.container_roles once, and the facts of events and i.now each
-    time it builds the tree.
+    credentials and what else is not a fact of EC2 once, and the facts of events and i.now each time
+    it builds the tree.
     """
 
 
@@ -622,11 +767,13 @@ def describe_instance(config: dict, box: str, now: float) -> Instance:
     derive_place(i)
     derive_hardware(i)
     derive_life_cycle(i, config["events"])
-    derive_key(i)
+    derive_keys(i)
     derive_profile(i, config["credentials"]["extended"])
     i.interfaces = describe_interfaces(config, i)
+    associations = [pair for nic in i.interfaces for pair in nic.associations]
     for interface in i.interfaces:
         leave_out_what_is_empty(interface)
+    i.associations = associations  # of all interfaces, while `i` has been the first of them
     i.tags = None
     if config["metadata-options"]["instance-metadata-tags"] == "enabled":
         i.tags = [Instance(tag=tag, tag_value=value) for tag, value in config["tags"].items()]
@@ -642,13 +789,13 @@ def derive_place(i: Instance) -> None:
     """Derive region, partition, domain and the id of the zone from the availability zone.
 
     Ids of zones: use1-az1 for us-east-1a, usw2-lax1-az1 for us-west-2-lax-1a, use1-wl1-bos-wlz1
-    for us-east-1-wl1-bos-wlz-1. Which letter has which number differs from account to account;
-    here a is 1.
+    for us-east-1-wl1-bos-wlz-1. In regions older than 2013 each account has its own numbers; here
+    a is 1.
     """
     zone = ZONE.fullmatch(i.availability_zone)
     i.region = zone["region"]
     i.partition, i.domain = PARTITIONS.get(zone["area"], ("aws", "amazonaws.com"))
-    area = zone["area"].replace("-", "").replace("gov", "g")
+    area = zone["area"].replace("-", "").replace("gov", "g").replace("iso", "i")
     direction = zone["direction"]
     for word in ("north", "south", "east", "west", "central"):
         direction = direction.replace(word, word[0])
@@ -658,26 +805,62 @@ def derive_place(i: Instance) -> None:
     if zone["wavelength"]:
         zone_id = prefix + zone["wavelength"].replace("wlz-", "wlz")
     else:
-        zone_id = "%s-az%d" % (prefix, ord(zone["letter"]) - ord("a") + 1)
+        zone_id = "%s-az%s" % (prefix, zone_number(zone))
     i.availability_zone_id = i.availability_zone_id or zone_id
+
+
+def zone_number(zone: Any) -> str:
+    """Return the number of a zone, given as a match of ZONE."""
+    index = ord(zone["letter"]) - ord("a")
+    numbers = "" if zone["local"] else ZONE_NUMBERS.get(zone["region"], "")
+    return numbers[index:index + 1] or str(index + 1)
 
 
 def derive_hardware(i: Instance) -> None:
     """Derive architecture and hypervisor from the instance type; add the image and the volumes."""
-    family = i.instance_type.partition(".")[0]
-    generation = family.lstrip("abcdefghijklmnopqrstuvwxyz")
-    is_graviton = family == "a1" or "g" in generation  # m7g, c6gn, t4g
-    usual = "arm64" if is_graviton else "x86_64"
-    i.architecture = i.architecture or usual
-    hypervisor = "xen" if family in XEN_FAMILIES else "nitro"
+    family, _, size = i.instance_type.partition(".")
+    i.architecture = i.architecture or architecture_of(family)
+    hypervisor = "nitro"
+    if family in XEN_FAMILIES and size != "metal":
+        hypervisor = "xen"
     i.system = i.system or hypervisor
     i.ami_id = i.ami_id or made_id("ami-", i.region)
-    i.root_name = i.root_device.rpartition("/")[2]
-    i.volumes = []
-    for number, device in enumerate(i.ebs_volumes, 1):
-        i.volumes.append(Instance(volume="ebs%d" % number, device=device))
-    for number, device in enumerate(i.ephemeral_volumes):
-        i.volumes.append(Instance(volume="ephemeral%d" % number, device=device))
+    derive_volumes(i)
+
+
+def architecture_of(family: str) -> str:
+    """Tell the architecture of a family of instance types."""
+    if family.startswith("mac"):
+        return "x86_64_mac" if family == "mac1" else "arm64_mac"
+    generation = family.lstrip("abcdefghijklmnopqrstuvwxyz")
+    if family == "a1" or "g" in generation:  # m7g, c6gn, t4g: Graviton
+        return "arm64"
+    return "x86_64"
+
+
+def derive_volumes(i: Instance) -> None:
+    """Derive the block device mapping.
+
+    `ami` is the whole device, such as /dev/xvda, on Xen with an EBS root only (capture).
+    """
+    has_ebs_root = i.root_device_type == "ebs"
+    if not i.root_device:
+        i.root_device = "/dev/xvda" if has_ebs_root else "/dev/sda1"
+    i.root_name = i.root_device
+    if i.system == "nitro" or not has_ebs_root:
+        i.root_name = i.root_device.rpartition("/")[2]
+    i.volumes = numbered_volumes("ebs", i.ebs_volumes, 1)
+    i.volumes += numbered_volumes("ephemeral", i.ephemeral_volumes, 0)
+
+
+def numbered_volumes(kind: str, volumes: List[Tuple[str, str]], number: int) -> List[Instance]:
+    """Name volumes, given as (number or "", device); one without a number gets the next."""
+    named = []
+    for given, device in volumes:
+        number = int(given or number)
+        named.append(Instance(volume="%s%d" % (kind, number), device=device))
+        number += 1
+    return named
 
 
 def derive_life_cycle(i: Instance, events: dict) -> None:
@@ -686,26 +869,43 @@ def derive_life_cycle(i: Instance, events: dict) -> None:
     i.instance_life_cycle = i.instance_life_cycle or usual
 
 
-def derive_key(i: Instance) -> None:
-    """Make a public key for a key name, or take the name from the comment of a key."""
-    if i.public_key is None and i.key_name:
-        data = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + digest("key", i.key_name)
-        i.public_key = "ssh-ed25519 %s %s" % (base64.b64encode(data).decode(), i.key_name)
-    if not i.public_key:
-        i.key_name = ""
-    elif not i.key_name:
-        i.key_name = i.public_key.partition(" ")[2].partition(" ")[2]  # after type and data
-        if not i.key_name:
-            raise ConfigError("[instance] public-key: needs a key-name beside it, "
-                              "or a comment at its end")
+def derive_keys(i: Instance) -> None:
+    """Make a public key for a key name, or take the names from the comments of the keys."""
+    keys = i.public_key
+    if keys is None:
+        keys = [made_key(i.key_name)] if i.key_name else []
+    names = [key.partition(" ")[2].partition(" ")[2] for key in keys]  # behind type and data
+    if keys and i.key_name:
+        names[0] = i.key_name
+    if not all(names):
+        raise ConfigError("[instance] public-key: needs a key-name beside it, "
+                          "or a comment at its end")
+    i.public_keys = [
+        Instance(key_number=number, public_key=key) for number, key in enumerate(keys)]
+    i.numbered_keys = ["%d=%s" % numbered for numbered in enumerate(names)]
+
+
+def made_key(name: str) -> str:
+    """Make a public key, always the same for the same name."""
+    data = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + digest("key", name)
+    return "ssh-ed25519 %s %s" % (base64.b64encode(data).decode(), name)
 
 
 def derive_profile(i: Instance, extended: str) -> None:
-    """Derive ARN and id of the instance profile, which has the name of the role."""
+    """Derive ARN and id of the instance profile, which has the name of the role by default."""
     i.extended_role = i.role if extended == "yes" else ""
-    i.instance_profile_arn = "arn:%s:iam::%s:instance-profile/%s" % (
-        i.partition, i.account_id, i.role)
-    i.instance_profile_id = "AIPA" + key_characters(digest(i.instance_profile_arn)[:17])
+    profile = i.instance_profile or i.role
+    if not profile:
+        i.instance_profile_arn = i.instance_profile_id = ""
+        return
+    i.instance_profile_arn = profile
+    if not profile.startswith("arn:"):
+        i.instance_profile_arn = "arn:%s:iam::%s:instance-profile/%s" % (
+            i.partition, i.account_id, profile.lstrip("/"))
+    owner = i.instance_profile_arn.split(":")[4]
+    made = digest(i.instance_profile_arn)
+    i.instance_profile_id = i.instance_profile_id or (
+        "AIPA" + account_characters(owner, made) + key_characters(made[-1:]))
 
 
 def boot_time(now: float) -> int:
@@ -726,18 +926,48 @@ def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
         seed = i.instance_id + section
         derive_addresses(nic, i, interfaces, seed)
         derive_local_hostname(nic, i)
-        derive_public_address(nic, i, interfaces, seed)
+        derive_public_addresses(nic, i, interfaces, seed)
         derive_network(nic, i, interfaces)
         if any(nic.mac == other.mac for other in interfaces):
             raise ConfigError("[%s] mac: %s is that of another interface" % (section, nic.mac))
         interfaces.append(nic)
+    derive_cards(interfaces)
+    for nic in interfaces:
+        nic.subnet_ipv6_cidr_blocks = shown_blocks(nic.subnet_ipv6_cidr_blocks, i.system)
+        nic.vpc_ipv6_cidr_blocks = shown_blocks(nic.vpc_ipv6_cidr_blocks, i.system)
     return interfaces
 
 
+def derive_cards(interfaces: List[Instance]) -> None:
+    """Number the devices of each network card; where one names its card, all of them do.
+
+    "device-number is 0 on each network card" (amazon-ec2-net-utils#104).
+    """
+    has_cards = any(nic.network_card != "" for nic in interfaces)
+    last = {}
+    for nic in interfaces:
+        if has_cards:
+            nic.network_card = nic.network_card or 0
+        if nic.device_number is None:
+            nic.device_number = 1 + last.get(nic.network_card, -1)
+        last[nic.network_card] = max(nic.device_number, last.get(nic.network_card, -1))
+
+
+def shown_blocks(blocks: List[str], system: str) -> List[str]:
+    """Write IPv6 blocks as the hypervisor does: Nitro has all eight groups (captures)."""
+    if system != "nitro":
+        return blocks
+    shown = []
+    for block in blocks:
+        network = ipaddress.IPv6Network(block)
+        groups = network.network_address.exploded.split(":")
+        address = ":".join("%x" % int(group, 16) for group in groups)
+        shown.append("%s/%d" % (address, network.prefixlen))
+    return shown
+
+
 def derive_addresses(nic: Instance, first: Instance, others: List[Instance], seed: str) -> None:
-    """Derive number, MAC, id and private addresses of an interface."""
-    if nic.device_number is None:
-        nic.device_number = 1 + max(other.device_number for other in others)
+    """Derive MAC, id and private addresses of an interface."""
     nic.mac = nic.mac or "0e:" + ":".join("%02x" % byte for byte in digest("mac", seed)[:5])
     nic.interface_id = nic.interface_id or made_id("eni-", seed)
     if nic.local_ipv4 is None:
@@ -754,7 +984,10 @@ def block_for_addresses(nic: Instance, first: Instance, others: List[Instance]) 
         return nic.vpc_ipv4_cidr_blocks[0]
     if others:
         return first.subnet_ipv4_cidr_block
-    return "172.31.0.0/16"  # that of a default VPC
+    return DEFAULT_VPC_BLOCK
+
+
+DEFAULT_VPC_BLOCK = "172.31.0.0/16"  # of a default VPC
 
 
 def free_address(block: str, others: List[Instance], seed: str) -> List[str]:
@@ -785,23 +1018,32 @@ def derive_local_hostname(nic: Instance, first: Instance) -> None:
         nic.local_hostname = "%s.%s" % (host, domain)
 
 
-def derive_public_address(
+def derive_public_addresses(
     nic: Instance, first: Instance, others: List[Instance], seed: str
 ) -> None:
-    """Give the first interface a public address; derive the host name of any public address."""
+    """Give the first interface a public address; derive the host name of any public address.
+
+    The first public address belongs to the first private one, and so on.
+    """
     if nic.public_ipv4 is None:
-        nic.public_ipv4 = ""
+        nic.public_ipv4 = []
         if nic.first_ipv4 and not others:
-            nic.public_ipv4 = "203.0.113.%d" % made_number(1, 254, "public", seed)  # RFC 5737
+            nic.public_ipv4 = ["203.0.113.%d" % made_number(1, 254, "public", seed)]  # RFC 5737
+    nic.first_public_ipv4 = first_of(nic.public_ipv4)
     if nic.public_hostname is None:
         nic.public_hostname = ""
-        if nic.public_ipv4:
+        if nic.first_public_ipv4:
             place = first.region + ".compute"
             if first.region == "us-east-1":
                 place = "compute-1"
             nic.public_hostname = "ec2-%s.%s.%s" % (
-                nic.public_ipv4.replace(".", "-"), place, first.domain)
-    nic.associated_ipv4 = nic.first_ipv4 if nic.public_ipv4 else ""
+                nic.first_public_ipv4.replace(".", "-"), place, first.domain)
+    nic.associations = []
+    for public, private in itertools.zip_longest(nic.public_ipv4, nic.local_ipv4):
+        if public and nic.local_ipv4:
+            nic.associations.append(Instance(
+                mac=nic.mac, associated_public=public,
+                associated_private=private or nic.local_ipv4[-1]))
 
 
 def derive_network(nic: Instance, first: Instance, others: List[Instance]) -> None:
@@ -811,7 +1053,7 @@ def derive_network(nic: Instance, first: Instance, others: List[Instance]) -> No
     nic.security_group_ids = nic.security_group_ids or group_ids(nic, first)
     nic.vpc_id = nic.vpc_id or first.vpc_id or made_id("vpc-", nic.owner_id, first.region)
     if nic.vpc_ipv4_cidr_blocks is None:
-        nic.vpc_ipv4_cidr_blocks = blocks_of(nic.first_ipv4, first.vpc_ipv4_cidr_blocks, 16)
+        nic.vpc_ipv4_cidr_blocks = blocks_of_vpc(nic.first_ipv4, first.vpc_ipv4_cidr_blocks)
     if nic.vpc_ipv6_cidr_blocks is None:
         nic.vpc_ipv6_cidr_blocks = blocks_of(nic.first_ipv6, first.vpc_ipv6_cidr_blocks, 56)
     nic.vpc_ipv4_cidr_block = first_of(nic.vpc_ipv4_cidr_blocks)
@@ -835,6 +1077,13 @@ def group_ids(nic: Instance, first: Instance) -> List[str]:
     for group in nic.security_groups:
         ids.append(known.get(group) or made_id("sg-", nic.owner_id, first.region, group))
     return ids
+
+
+def blocks_of_vpc(address: str, shared: Optional[List[str]]) -> List[str]:
+    """List the IPv4 blocks of the VPC; it has some for an IPv6-only interface too (captures)."""
+    if address:
+        return blocks_of(address, shared, 16)
+    return list(shared or [DEFAULT_VPC_BLOCK])
 
 
 def blocks_of(address: str, shared: Optional[List[str]], bits: int) -> List[str]:
@@ -888,6 +1137,15 @@ def made_number(lowest: int, highest: int, *seed: str) -> int:
     return lowest + int.from_bytes(digest(*seed)[:8], "big") % (highest - lowest + 1)
 
 
+def account_characters(account_id: str, data: bytes) -> str:
+    """Make the 16 characters behind ASIA, AKIA or AIPA: the account, and 39 bits of the data.
+
+    AWS tools read the account back (`aws sts get-access-key-info`).
+    """
+    bits = 1 << 79 | int(account_id) << 39 | int.from_bytes(data[:5], "big") >> 1
+    return base64.b32encode(bits.to_bytes(10, "big")).decode()
+
+
 def key_characters(data: bytes) -> str:
     """Turn each byte into one of the characters that AWS uses in the ids of keys and profiles."""
     return "".join("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[byte % 32] for byte in data)
@@ -904,6 +1162,12 @@ def digest(*seed: str) -> bytes:
 # the epoch: "+90s" adds 90, while 2026-12-01T08:00:00Z is the same whatever it is given.
 
 Moment = Callable[[float], float]
+
+
+def never(start: float) -> float:
+    """Stand for a moment that does not come."""
+    return FOREVER
+
 
 # Code of a scheduled event -> its description.
 MAINTENANCE_CODES = {
@@ -937,7 +1201,7 @@ class ScheduledEvent(NamedTuple):
     appears: Moment
     code: str
     not_before: Moment
-    not_after: Moment
+    not_after: Optional[Moment]
     end_state: str  # completed, or canceled
     ends: Moment
 
@@ -970,25 +1234,28 @@ def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
     return facts, timeline.next_change
 
 
-def spot_facts(event: Tuple[Moment, str], timeline: Timeline) -> dict:
+def spot_facts(event: Tuple[Moment, str, Optional[Moment]], timeline: Timeline) -> dict:
     """Announce that a spot instance is interrupted; with hibernation there is no warning.
 
     EC2 User Guide, "Spot Instance interruption notices".
     """
-    notice, action = event
+    notice, action, interruption = event
     if not timeline.has_come(notice):
         return {}
     ahead = 0 if action == "hibernate" else SPOT_NOTICE
     at = utc(notice(timeline.start) + ahead)
+    if interruption:
+        at = utc(interruption(timeline.start))
     facts = {"spot_notice": json.dumps({"action": action, "time": at})}
     if action == "terminate":
         facts["spot_termination_time"] = at
     return facts
 
 
-def rebalance_facts(notice: Moment, timeline: Timeline) -> dict:
+def rebalance_facts(event: Tuple[Moment, Moment], timeline: Timeline) -> dict:
     """Recommend rebalancing (EC2 User Guide, "EC2 instance rebalance recommendations")."""
-    if not timeline.has_come(notice):
+    appears, notice = event
+    if not timeline.has_come(appears):
         return {}
     return {"rebalance_notice": json.dumps({"noticeTime": utc(notice(timeline.start))})}
 
@@ -1022,27 +1289,27 @@ def event_document(event: ScheduledEvent, number: int, start: float, is_over: bo
         state = event.end_state
         description = "[%s] %s" % (state.capitalize(), description)
     appeared = str(int(event.appears(start)))
-    return pretty_json({
+    fields = {
         "NotBefore": event_time(event.not_before(start)),
         "Code": event.code,
         "Description": description,
         "EventId": made_id("instance-event-", appeared, str(number)),
-        "NotAfter": event_time(event.not_after(start)),
-        "State": state,
-    })
+    }
+    if event.not_after:
+        fields["NotAfter"] = event_time(event.not_after(start))
+    return pretty_json({**fields, "State": state})
 
 
 def event_time(seconds: float) -> str:
-    """Write a time in the form of scheduled events: 21 Jan 2019 09:00:43 GMT."""
-    return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+    """Write a time in the form of scheduled events: 8 May 2020 16:00:00 GMT (capture)."""
+    return time.strftime("%d %b %Y %H:%M:%S GMT", time.gmtime(seconds)).lstrip("0")
 
 
 def event_list(documents: List[str]) -> str:
-    """Render a list of events in the layout of the EC2 User Guide."""
+    """Render a list of events in the layout of captures; that of the EC2 User Guide differs."""
     if not documents:
         return "[]"
-    indented = ["  " + document.replace("\n", "\n  ") for document in documents]
-    return "[ \n%s \n]" % ", \n".join(indented)
+    return "[ %s ]" % ", ".join(documents)
 
 
 # Key of [events] -> the function that turns its value into facts.
@@ -1156,16 +1423,54 @@ def credentials_document(credentials: Credentials, account_id: str = "") -> str:
     return pretty_json(fields)
 
 
-def container_document(credentials: Credentials, role_arn: str, account_id: str) -> str:
-    """Render credentials in the form of ECS and EKS (AWS SDK reference, container provider)."""
-    return json.dumps({
+def task_document(credentials: Credentials, role_arn: str) -> str:
+    """Render credentials as the ECS agent does (amazon-ecs-agent, credentials/manager.go)."""
+    return compact_json({
         "RoleArn": role_arn,
         "AccessKeyId": credentials.keys.access_key_id,
         "SecretAccessKey": credentials.keys.secret_access_key,
         "Token": credentials.keys.session_token,
         "Expiration": utc(credentials.expiration),
-        "AccountId": account_id,
     })
+
+
+def pod_document(credentials: Credentials, account_id: str) -> str:
+    """Render credentials as the EKS agent does (eks-pod-identity-agent, credentials/model.go)."""
+    return compact_json({
+        "AccessKeyId": credentials.keys.access_key_id,
+        "SecretAccessKey": credentials.keys.secret_access_key,
+        "Token": credentials.keys.session_token,
+        "AccountId": account_id,
+        "Expiration": utc(credentials.expiration),
+    })
+
+
+def local_document(credentials: Credentials, role_arn: str) -> str:
+    """Render credentials as ECS local container endpoints do (their handlers/types.go)."""
+    return compact_json({
+        "AccessKeyId": credentials.keys.access_key_id,
+        "Expiration": utc(credentials.expiration),
+        "RoleArn": role_arn,
+        "SecretAccessKey": credentials.keys.secret_access_key,
+        "Token": credentials.keys.session_token,
+    }) + "\n"
+
+
+def compact_json(fields: Dict[str, Any]) -> str:
+    """Write a JSON object without blanks."""
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+IAM_HELP = (
+    "Please see documentation at https://docs.aws.amazon.com/IAM/latest/UserGuide/"
+    "troubleshoot_iam-ec2.html#troubleshoot_iam-ec2_errors-info-doc.")
+
+# Code -> message of the real service (captures, with the two blanks).
+FAILURE_MESSAGES = {
+    "AssumeRoleUnauthorizedAccess": "EC2 cannot assume the role {role}.  " + IAM_HELP,
+    "InstanceProfileNotFound":
+        "Instance Profile with Id {instance_profile_id} cannot be found.  " + IAM_HELP,
+}
 
 
 def failure_document(code: str, message: str, now: float) -> str:
@@ -1177,13 +1482,13 @@ def expired_copy(document: Document, now: float) -> Document:
     """Copy a document of credentials, with times that make it expired."""
     text = document.body.decode()
     for key, seconds in (("LastUpdated", now - 7 * 3600), ("Expiration", now - 3600)):
-        text = re.sub(r'("%s" ?: )"[^"]*"' % key, r'\1"%s"' % utc(seconds), text)
-    return Document(text, modified=now)
+        text = re.sub(r'("%s" ?: ?)"[^"]*"' % key, r'\1"%s"' % utc(seconds), text)
+    return Document(text, document.content_type, now)
 
 
-# The fetch function of a source takes the settings of [credentials] or [role NAME], a function
-# such as os.urandom, and an Event that is set once the keys are no longer wanted. It returns Keys
-# or raises SourceError.
+# The fetch function of a source takes the settings of a role (see role_settings), a function such
+# as os.urandom, and an Event that is set once the keys are no longer wanted. It returns Keys or
+# raises SourceError.
 
 Randomness = Callable[[int], bytes]
 
@@ -1192,7 +1497,7 @@ def generate_keys(settings: dict, randomness: Randomness, cancelled: threading.E
     """Make fake keys of realistic form and length."""
     real_beginning = b"!\n\torigin_ec"  # in base64 IQoJb3JpZ2luX2Vj, as in every real one
     return Keys(
-        access_key_id="ASIA" + key_characters(randomness(16)),
+        access_key_id="ASIA" + account_characters(settings["account-id"], randomness(5)),
         secret_access_key=base64.b64encode(randomness(30)).decode(),
         session_token=base64.b64encode(real_beginning + randomness(756)).decode())
 
@@ -1635,11 +1940,13 @@ ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 
 
 def role_settings(config: dict) -> Dict[str, dict]:
-    """Map each role to the settings of its credentials. Raises ConfigError."""
+    """Map each role to the settings of its credentials, account-id among them.
+
+    Raises ConfigError.
+    """
     roles = {IDENTITY_ROLE: default_settings("role NAME")}
-    of_instance = config["credentials"]
-    if of_instance["role"]:
-        roles[of_instance["role"]] = {key: of_instance[key] for key in SOURCE_SETTINGS}
+    if config["credentials"]["role"]:
+        roles[config["credentials"]["role"]] = config["credentials"]
     for section, settings in config.items():
         kind, _, name = section.partition(" ")
         if kind != "role":
@@ -1651,7 +1958,321 @@ def role_settings(config: dict) -> Dict[str, dict]:
             raise ConfigError(
                 "[%s]: not the name of a role; it has letters, digits and _+=,.@-" % section)
         roles[name] = settings
+    account = {"account-id": config["instance"]["account-id"]}
+    for role, settings in roles.items():
+        roles[role] = {**{key: settings[key] for key in SOURCE_SETTINGS}, **account}
     return roles
+
+
+# ---------------------------------------------------------------- signatures ------------------
+#
+# The identity document is signed as on EC2, by RSA with SHA-256; AWS's certificates verify its
+# signatures there, and a certificate of our own does here. The encoding is DER (X.690).
+
+class RSAKey(NamedTuple):
+    """A private key: the numbers of RFC 8017, appendix A.1.2, in their order."""
+
+    modulus: int
+    public_exponent: int
+    private_exponent: int
+    prime1: int
+    prime2: int
+    exponent1: int
+    exponent2: int
+    coefficient: int
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign data (RSASSA-PKCS1-v1_5 with SHA-256; RFC 8017, section 8.2.1)."""
+        size = (self.modulus.bit_length() + 7) // 8
+        info = der(SEQUENCE, SHA256, der(OCTET_STRING, hashlib.sha256(data).digest()))
+        padding = b"\xff" * (size - len(info) - 3)
+        message = int.from_bytes(b"\0\1" + padding + b"\0" + info, "big")
+        # By the Chinese remainder theorem, which takes a quarter of the time.
+        first = pow(message, self.exponent1, self.prime1)
+        second = pow(message, self.exponent2, self.prime2)
+        step = (first - second) * self.coefficient % self.prime1
+        return (second + step * self.prime2).to_bytes(size, "big")
+
+    def in_pem(self) -> str:
+        """Write the key as a PEM block."""
+        return pem("RSA PRIVATE KEY", der(SEQUENCE, *map(der_integer, (0, *self))))
+
+    def public_part(self) -> bytes:
+        """Encode the public key as certificates have it (RFC 8017, appendix A.1.1)."""
+        return der(SEQUENCE, der_integer(self.modulus), der_integer(self.public_exponent))
+
+
+def make_rsa_key(bits: int, randomness: Randomness = os.urandom) -> RSAKey:
+    """Make a key; with 2048 bits that takes up to some seconds."""
+    p, q = make_prime(bits // 2, randomness), make_prime(bits // 2, randomness)
+    order = (p - 1) * (q - 1)
+    inverse = pow(-order, PUBLIC_EXPONENT - 2, PUBLIC_EXPONENT)  # by Fermat, modulo a prime
+    private = (order * inverse + 1) // PUBLIC_EXPONENT
+    return RSAKey(p * q, PUBLIC_EXPONENT, private, p, q, private % (p - 1), private % (q - 1),
+                  pow(q, p - 2, p))
+
+
+def make_prime(bits: int, randomness: Randomness) -> int:
+    """Make a prime number whose two highest bits are set, for the exponent of our keys.
+
+    Of random numbers of this size hardly one in 10**40 passes Fermat's test and is no prime.
+    """
+    small_factors = math.factorial(2000)
+    while True:
+        number = int.from_bytes(randomness(bits // 8), "big") | 3 << (bits - 2) | 1
+        if math.gcd(number, small_factors) > 1 or number % PUBLIC_EXPONENT == 1:
+            continue
+        if all(pow(base, number - 1, number) == 1 for base in (2, 3, 5)):
+            return number
+
+
+INTEGER, BIT_STRING, OCTET_STRING, NULL, OBJECT_ID = 0x02, 0x03, 0x04, 0x05, 0x06
+PRINTABLE_STRING, UTC_TIME, SEQUENCE, SET, CONTEXT_0 = 0x13, 0x17, 0x30, 0x31, 0xa0
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    """Encode a value, given as the parts of its content."""
+    content = b"".join(parts)
+    length = len(content)
+    if length < 128:
+        return bytes([tag, length]) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes([tag, 128 + len(octets)]) + octets + content
+
+
+def der_integer(number: int) -> bytes:
+    """Encode a whole number that is not negative."""
+    return der(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def der_values(data: bytes) -> List[Tuple[int, bytes]]:
+    """Take values apart that follow each other, as (tag, content). Raises ValueError."""
+    values = []
+    while data:
+        head, length = 2, data[1:2]
+        if length >= b"\x80":
+            head += length[0] - 128
+            length = data[2:head]
+        end = head + int.from_bytes(length, "big")
+        if not length or end > len(data):
+            raise ValueError("not in DER")
+        values.append((data[0], data[head:end]))
+        data = data[end:]
+    return values
+
+
+DATA = bytes.fromhex("06092a864886f70d010701")  # 1.2.840.113549.1.7.1, of PKCS#7
+SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # 1.2.840.113549.1.7.2
+SHA256 = der(SEQUENCE, bytes.fromhex("0609608648016503040201"), der(NULL))
+RSA = der(SEQUENCE, bytes.fromhex("06092a864886f70d010101"), der(NULL))
+RSA_SHA256 = der(SEQUENCE, bytes.fromhex("06092a864886f70d01010b"), der(NULL))
+COMMON_NAME = bytes.fromhex("0603550403")  # 2.5.4.3
+
+
+def make_certificate(key: RSAKey) -> bytes:
+    """Make a certificate of a key, signed by itself; always the same one (RFC 5280)."""
+    common_name = der(SEQUENCE, COMMON_NAME, der(PRINTABLE_STRING, b"fake-metadata"))
+    name = der(SEQUENCE, der(SET, common_name))
+    public_part = key.public_part()
+    serial = int.from_bytes(hashlib.sha256(public_part).digest()[:8], "big")
+    # Wide enough for any clock that a test sets.
+    validity = der(SEQUENCE, der(UTC_TIME, b"120101000000Z"), der(UTC_TIME, b"491231235959Z"))
+    content = der(
+        SEQUENCE, der_integer(serial), RSA_SHA256, name, validity, name,
+        der(SEQUENCE, RSA, der(BIT_STRING, b"\0", public_part)))
+    return der(SEQUENCE, content, RSA_SHA256, der(BIT_STRING, b"\0", key.sign(content)))
+
+
+def issuer_and_serial(certificate: bytes) -> bytes:
+    """Take from a certificate what names it in a signature. Raises ValueError."""
+    (_, content), = der_values(certificate)
+    (_, to_be_signed), *_ = der_values(content)
+    (tag, serial), *fields = der_values(to_be_signed)
+    if tag == CONTEXT_0:  # the version, which our own certificates do not have
+        (_, serial), *fields = fields
+    _, (_, issuer), *_ = fields
+    return der(SEQUENCE, der(SEQUENCE, issuer), der(INTEGER, serial))
+
+
+def signed_data(document: bytes, signature: bytes, certificate: bytes) -> bytes:
+    """Wrap a document and its signature in PKCS#7 (RFC 2315), without the certificate as on EC2."""
+    signer = der(
+        SEQUENCE, der_integer(1), issuer_and_serial(certificate), SHA256, RSA,
+        der(OCTET_STRING, signature))
+    return der(SEQUENCE, SIGNED_DATA, der(CONTEXT_0, der(
+        SEQUENCE, der_integer(1), der(SET, SHA256),
+        der(SEQUENCE, DATA, der(CONTEXT_0, der(OCTET_STRING, document))),
+        der(SET, signer))))
+
+
+def base64_lines(data: bytes, width: int = 76) -> str:
+    """Encode bytes in lines as the signatures of the real service have them (capture)."""
+    return "\n".join(textwrap.wrap(base64.b64encode(data).decode(), width))
+
+
+def pem(kind: str, data: bytes) -> str:
+    """Write bytes as a block of a PEM file (RFC 7468)."""
+    return "-----BEGIN %s-----\n%s\n-----END %s-----\n" % (kind, base64_lines(data, 64), kind)
+
+
+PEM_BLOCK = re.compile("-----BEGIN ([A-Z0-9 ]+)-----([^-]*)-----END \\1-----")
+
+
+def read_pem(text: str, *kinds: str) -> Tuple[str, bytes]:
+    """Find the first block of some kinds in a PEM file. Raises ValueError."""
+    for kind, data in PEM_BLOCK.findall(text):
+        if kind in kinds:
+            return kind, base64.b64decode("".join(data.split()), validate=True)
+    raise ValueError("no such block")
+
+
+def read_rsa_key(text: str) -> RSAKey:
+    """Read a key from a PEM file, as openssl writes it. Raises ValueError."""
+    kind, data = read_pem(text, "PRIVATE KEY", "RSA PRIVATE KEY")
+    (_, content), = der_values(data)
+    if kind == "PRIVATE KEY":  # PKCS#8 (RFC 5208): version, algorithm, and the same as PKCS#1
+        _, (_, algorithm), (_, inner), *_ = der_values(content)
+        if algorithm != RSA[2:]:
+            raise ValueError("not for RSA")
+        (_, content), = der_values(inner)
+    _, *numbers = [int.from_bytes(number, "big") for _, number in der_values(content)]
+    if len(numbers) != 8:
+        raise ValueError("no key")
+    key = RSAKey(*numbers)
+    if key.modulus != key.prime1 * key.prime2 or key.modulus.bit_length() < 1024:
+        raise ValueError("damaged, or too short")
+    return key
+
+
+class Signatures(NamedTuple):
+    """The signatures of one document, in the form in which they are served."""
+
+    signature: str
+    pkcs7: str
+
+
+class Signer:
+    """Signs the identity document, in a thread of its own: a new key takes seconds.
+
+    The key is that of the configuration, or else one that is made when it is first needed, and
+    kept in the file `path`: two PEM blocks, RSA PRIVATE KEY and CERTIFICATE. Without a path it
+    lasts as long as the Signer.
+
+    `sign` and `start` are to be called in the thread of the server. `call_soon_threadsafe` hands
+    what was made over to that thread; `say` writes to the log.
+    """
+
+    def __init__(self, identity, path, say, call_soon_threadsafe):
+        self.identity = identity  # (RSAKey, certificate) of the configuration, or None
+        self.pending = False  # the thread is at work
+        self._pair = identity
+        self._path = path
+        self._say = say
+        self._call_soon_threadsafe = call_soon_threadsafe
+        self._signed = None  # the last document
+        self._signatures = None
+
+    def sign(self, document: bytes) -> Optional[Signatures]:
+        """Return the signatures of a document; None while they are made."""
+        if document == self._signed:
+            return self._signatures
+        self.start(document)
+        return None
+
+    def start(self, document: bytes = b"") -> None:
+        """Begin to sign a document, unless the thread is at work already.
+
+        Without a document it only makes the key.
+        """
+        if self.pending:
+            return
+        self.pending = True
+        thread = threading.Thread(target=self._sign_in_thread, args=(document,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            self.pending = False
+
+    def key_and_certificate(self) -> Tuple[RSAKey, bytes]:
+        """Return key and certificate; make and keep them if there are none."""
+        if not self._pair and self._path:
+            self._pair = read_identity(self._path)
+        if not self._pair:
+            key = make_rsa_key(SIGNING_KEY_BITS)
+            self._pair = key, make_certificate(key)
+            if self._path:
+                keep(self._path, key.in_pem() + pem("CERTIFICATE", self._pair[1]))
+        return self._pair
+
+    def _sign_in_thread(self, document):
+        signatures, trouble = None, ""
+        try:
+            key, certificate = self.key_and_certificate()
+            signature = key.sign(document)
+            signatures = Signatures(
+                base64_lines(signature),
+                base64_lines(signed_data(document, signature, certificate)))
+        except Exception as error:
+            trouble = place_of(error)
+        self._call_soon_threadsafe(
+            functools.partial(self._take, document, signatures, trouble))
+
+    def _take(self, document, signatures, trouble):
+        self.pending = False
+        if trouble:
+            self._say("no signatures of the identity document: " + trouble)
+        else:
+            self._signed, self._signatures = document, signatures
+
+
+def identity_path(environ: Dict[str, str]) -> str:
+    """Return the path at which a Signer keeps its key; "" if it keeps none."""
+    directory = environ.get("STATE_DIRECTORY")
+    return os.path.join(directory, IDENTITY_FILE) if directory else ""
+
+
+def read_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
+    """Read key and certificate from the file of a Signer; None if it is not there, or damaged."""
+    try:
+        text = read_file(path, MAX_SOURCE_BYTES).decode("ascii")
+        return read_rsa_key(text), read_pem(text, "CERTIFICATE")[1]
+    except (OSError, ValueError):
+        return None
+
+
+def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
+    """Read the key and the certificate that [instance-identity] names. Raises ConfigError."""
+    if not settings["key"]:
+        if settings["certificate"]:
+            raise ConfigError("[instance-identity] certificate: needs a key beside it")
+        return None
+    key = read_pem_file("key", settings["key"], read_rsa_key,
+                        "an RSA key without a passphrase, of 1024 bits at least")
+    if not settings["certificate"]:
+        return key, make_certificate(key)
+    certificate = read_pem_file("certificate", settings["certificate"], read_certificate,
+                                "a certificate")
+    if key.public_part() not in certificate:
+        raise ConfigError("[instance-identity] certificate: is not that of the key")
+    return key, certificate
+
+
+def read_pem_file(name: str, path: str, read: Callable[[str], Any], wanted: str) -> Any:
+    """Read a file that a key of [instance-identity] names. Raises ConfigError."""
+    try:
+        return read(read_file(path, MAX_SOURCE_BYTES).decode("ascii"))
+    except OSError as error:
+        trouble = error.strerror
+    except ValueError:
+        trouble = "has to have %s in it, in PEM form" % wanted
+    raise ConfigError("[instance-identity] %s: %s: %s" % (name, path, trouble))
+
+
+def read_certificate(text: str) -> bytes:
+    """Read a certificate from a PEM file. Raises ValueError."""
+    certificate = read_pem(text, "CERTIFICATE")[1]
+    issuer_and_serial(certificate)
+    return certificate
 
 
 # ---------------------------------------------------------------- session tokens --------------
@@ -1715,39 +2336,72 @@ class MetadataService:
     """The metadata service that a configuration describes: options, tree and faults.
 
     A reload makes a new one, which replaces the old one as a whole. `credentials` is
-    {role: RefreshableCredentials}; `hosts` are further names that a Host header may have; `box`
-    identifies this machine. Raises ConfigError.
+    {role: RefreshableCredentials}; `signer` signs the identity document; `hosts` are further names
+    that a Host header may have; `box` identifies this machine. Raises ConfigError.
     """
 
-    def __init__(self, config, credentials, box, hosts=(), clock=time.time):
+    def __init__(self, config, credentials, signer, box, hosts=(), clock=time.time):
         options = config["metadata-options"]
         self.enabled = options["http-endpoint"] == "enabled"
         self.token_required = options["http-tokens"] == "required"
         self.hop_limit = options["http-put-response-hop-limit"]
-        self.authorization = config["container"]["authorization-token"]
+        self.error_bodies = config["server"]["error-bodies"]
+        self._authorizations = authorizations(config)
         self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
         self.clock = clock
         self._started = clock()
         self.faults = [Fault(name, rule, self._started)
                        for name, rule in config["faults"].items()]
         self._events = config["events"]
-        self._own = list(config["metadata"].items())
         self._instance = describe_instance(config, box, self._started)
+        self._instance.own = {own_path(key): text for key, text in config["metadata"].items()}
         self._instance.credentials = credentials
+        self._instance.signer = signer
         self._instance.user_data = read_user_data(config["user-data"])
+        self._instance.container_role = self._instance.role
         self._instance.container_roles = [
             Instance(container_role=role) for role in credentials if role != IDENTITY_ROLE]
+        self._instance.role_paths = paths_of_roles(config)
+        self._pods = {
+            member.container_role: pod_credentials(member)
+            for member in members_of(self._instance, "container_roles")}
         self._tree = {}
         self._built = self._stale = self._started
         self._check_tree_after_all_events()
         self._build(self._started)
 
-    def find(self, path: str) -> Union[Document, RotatingDocument, None]:
+    def find(self, path: str) -> Optional[ServedDocument]:
         """Return the document at a path now; None if there is none."""
         now = self.clock()
         if not self._built <= now < self._stale:
             self._build(now)
         return self._tree.get(path)
+
+    def is_container_path(self, path: str) -> bool:
+        """Tell whether a path is that of a container endpoint."""
+        if CONTAINER_PATH.fullmatch(path):
+            return True
+        _, make_document = self._instance.role_paths.get(path, (None, None))
+        return make_document is task_credentials and not path.startswith("/latest/")
+
+    def find_for_container(
+        self, path: str, query: str, authorization: str
+    ) -> Optional[RotatingDocument]:
+        """Return the credentials of the role that path, id or Authorization name."""
+        if path != POD_PATH:
+            return self.find(path)
+        ids = urllib.parse.parse_qs(query).get("id")
+        if ids:
+            return self.find("%s?id=%s" % (path, ids[0]))
+        for role, wanted in self._authorizations.items():
+            if role in self._pods and wanted.admits(authorization):
+                return self._pods[role]
+        return self.find(path)
+
+    def authorization_of(self, found: Optional[RotatingDocument]) -> Optional[Authorization]:
+        """Return what credentials, or a role that is not there, need; None if it is nothing."""
+        role = found.credentials.role if found else ""
+        return self._authorizations.get(role) or self._authorizations.get("")
 
     def paths(self) -> List[str]:
         """List all paths but those of derived directories."""
@@ -1759,6 +2413,15 @@ class MetadataService:
         now, found = self.clock(), self.find(path)
         return merged_actions([
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
+
+    def failure_message(self, code: str, found: ServedDocument) -> str:
+        """Return the message that the real service has for a code, in place of a document."""
+        i = self._instance
+        role = i.role
+        if isinstance(found, RotatingDocument):
+            role = found.credentials.role
+        return FAILURE_MESSAGES.get(code, FAULT_REASON).format(
+            role=role, instance_profile_id=i.instance_profile_id)
 
     def _check_tree_after_all_events(self):
         """Refuse at once a key of [metadata] that would collide only with a later event."""
@@ -1774,7 +2437,79 @@ class MetadataService:
 
     def _make_tree(self, events, now):
         i = Instance(**vars(self._instance), **events, now=now)
-        return build_tree(i, self._own)
+        return build_tree(i)
+
+
+CONTAINER_PATH = re.compile("/(v1/credentials|v2/credentials|creds|role)([/?].*)?", re.DOTALL)
+
+
+class Authorization:
+    """What the Authorization header of a request for container credentials must be.
+
+    A text; or what a file has in it, read again when it changes. Blanks around that do not count.
+    Nothing is admitted while the file cannot be read.
+    """
+
+    def __init__(self, token, path):
+        self._token = token
+        self._path = path
+        self._fingerprint = None
+        if path:
+            read_file(path, MAX_SOURCE_BYTES)  # an error is one of the configuration
+
+    def admits(self, given: str) -> bool:
+        """Tell whether a header is right."""
+        if self._path:
+            self._read_again()
+        return bool(self._token) and hmac.compare_digest(given.encode(), self._token.encode())
+
+    def _read_again(self):
+        now = fingerprint([self._path])
+        if now == self._fingerprint:
+            return
+        self._fingerprint = now
+        try:
+            self._token = read_file(self._path, MAX_SOURCE_BYTES).decode("latin-1").strip()
+        except OSError:
+            self._token = ""
+
+
+def authorizations(config: dict) -> Dict[str, Authorization]:
+    """Map roles to the Authorization that they need; "" stands for all that have none of their own.
+
+    Raises ConfigError.
+    """
+    needed = {}
+    for section, settings in config.items():
+        kind, _, role = section.partition(" ")
+        if kind not in ("container", "role"):
+            continue
+        token, path = settings["authorization-token"], settings["authorization-token-file"]
+        if token and path:
+            raise ConfigError("[%s] authorization-token-file: there is an authorization-token "
+                              "already; only one of them" % section)
+        try:
+            if token or path:
+                needed[role.strip()] = Authorization(token, path)
+        except OSError as error:
+            raise ConfigError("[%s] authorization-token-file: %s: %s" % (
+                section, path, error.strerror))
+    return needed
+
+
+ROLE_FORMS = {"instance": role_credentials, "container": task_credentials}
+
+
+def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
+    """Map the paths of [role NAME] to (role, function of ROUTES). Raises ConfigError."""
+    paths = {}
+    for section, settings in config.items():
+        kind, _, role = section.partition(" ")
+        for path in settings["path"] if kind == "role" else ():
+            if path in paths:
+                raise ConfigError("[%s] path: %s is that of another role" % (section, path))
+            paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
+    return paths
 
 
 def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
@@ -1817,7 +2552,7 @@ def box_id(
             return machine_id
     own_id = "%s %012x" % (socket.gethostname(), uuid.getnode())
     if directory:
-        keep(os.path.join(directory, "id"), own_id)
+        keep(os.path.join(directory, "id"), own_id + "\n")
     return own_id
 
 
@@ -1830,11 +2565,16 @@ def read_line(path: str) -> str:
         return ""
 
 
+def open_private(path: str, flags: int) -> int:
+    """Open a file that only its owner can read."""
+    return os.open(path, flags, 0o600)
+
+
 def keep(path: str, text: str) -> None:
-    """Write a line to a file that is whole even after a power cut; nothing where that is denied."""
+    """Write a file that is whole even after a power cut; nothing where that is denied."""
     try:
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with open(path + ".new", "w", encoding="utf-8", opener=open_private) as file:
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
@@ -1851,13 +2591,49 @@ def keep(path: str, text: str) -> None:
 class HTTPError(Response, Exception):
     """A refusal: a response that is raised anywhere, and sent like any other.
 
-    `reason` goes to the log, not to the client.
+    `reason` goes to the log, not to the client. Without a body it gets a short JSON document, or
+    what the real service sends (error-bodies = ec2).
     """
 
-    def __init__(self, status, reason="", headers="", body=None):
+    def __init__(self, status, reason="", headers="", body=None, content_type="application/json"):
+        self.headers = headers
+        self.has_usual_body = body is None
         if body is None:
             body = json.dumps({"error": phrase(status).lower()})
-        super().__init__(body.encode(), status, headers, "application/json", reason)
+        super().__init__(body.encode(), status, headers, content_type, reason)
+
+    def in_ec2_form(self) -> Response:
+        """Return this refusal as the real service sends it: with a page, or without a body."""
+        if not self.has_usual_body:
+            return self
+        if self.status not in ERROR_PAGES:
+            return Response(b"", self.status, self.headers, reason=self.reason)
+        title = ERROR_PAGES[self.status]
+        response = Response(
+            ERROR_PAGE.format(status=self.status, title=title).encode(), self.status,
+            self.headers + "Content-Type: text/html\r\n", reason=self.reason)
+        response.status_line = b"HTTP/1.1 %d %s\r\n" % (self.status, title.encode())
+        response.last_headers = b""
+        return response
+
+
+# Statuses for which the real service has a page, and their reason phrases there.
+ERROR_PAGES = {404: "Not Found", 405: "Not Allowed"}
+
+# 339 bytes for a 404 (capture).
+ERROR_PAGE = """\
+<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+\t\t "http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>{status} - {title}</title>
+ </head>
+ <body>
+  <h1>{status} - {title}</h1>
+ </body>
+</html>
+"""
 
 
 class Request:
@@ -1869,9 +2645,9 @@ class Request:
         self.headers = headers  # names in lower case; repeated ones joined by a comma
         self.line = escaped(line)[:MAX_LOGGED_LINE]  # for the log, as is the agent
         self.agent = escaped(headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
-        self.path = ""
+        self.path = self.query = ""
         self.hosts = []  # those it names: in its Host, and in its target if that is absolute
-        self.keep_alive = self._wants_keep_alive()
+        self.connection_options = self._read_connection_options()
         self.chunked = False
         self.length = 0  # of the body, unless it is chunked
         self.expects_100 = False  # the client sends the body once it has got a 100
@@ -1887,15 +2663,23 @@ class Request:
             target = target[absolute.end():] or "/"
         elif not target.startswith("/") and (self.method, target) != ("OPTIONS", "*"):
             raise HTTPError(400, "malformed target")
-        if "host" not in self.headers and self.minor:
-            raise HTTPError(400, "no Host")
         self.path = canonical_path(target)
+        self.query = target.partition("?")[2]
         self.hosts = [host_name(host) for host in hosts]
 
-    def _wants_keep_alive(self):
+    def _read_connection_options(self):
         words = self.headers.get("connection", "").split(",")
-        options = [word.strip().lower() for word in words]
-        return "close" not in options and (self.minor > 0 or "keep-alive" in options)
+        return {word.strip().lower() for word in words}
+
+    def keeps_connection(self, has_next: bool) -> bool:
+        """Tell whether the connection stays open behind the answer.
+
+        As with the real service (capture) only for a client that says keep-alive, since scripts
+        with nc wait for the end; and for one whose next request has come already.
+        """
+        if "close" in self.connection_options:
+            return False
+        return "keep-alive" in self.connection_options or (has_next and self.minor > 0)
 
     def _read_framing(self):
         """Find out how long the body is (RFC 9112, section 6), although none is needed."""
@@ -1934,11 +2718,12 @@ class UnreadableRequest:
 
 
 TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
-METHOD_START = re.compile(rb"%s+(?: |\Z)" % TCHAR)
+METHOD_START = re.compile(rb"(%s+)(?: |\Z)" % TCHAR)
 REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % TCHAR)
 FIELD = re.compile(rb"(%s+):([\t -~\x80-\xff]*)" % TCHAR)
 ABSOLUTE_FORM = re.compile(r"http://(?P<host>[^/?]*)", re.IGNORECASE)
-AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]*)(?::[0-9]{0,5})?")
+REG_NAME = "(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"  # RFC 3986, section 3.2.2
+AUTHORITY = re.compile(r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|%s)(?::[0-9]{0,5})?" % REG_NAME)
 DECIMAL = re.compile("0|[1-9][0-9]*")
 QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 CHUNK_EXTENSION = rb";[ \t]*%s+(?:[ \t]*=[ \t]*(?:%s+|%s))?" % (TCHAR, TCHAR, QUOTED)
@@ -1972,8 +2757,11 @@ def read_request(received: bytes) -> Tuple[Optional[Request], Optional[int]]:
 def check_unfinished(received: bytes) -> None:
     """Refuse at once what can never become a request."""
     line, complete, _ = received.partition(b"\r\n")
-    if has_bare_end(received) or not METHOD_START.match(received):
+    method = METHOD_START.match(received)
+    if has_bare_end(received) or not method:
         raise HTTPError(400, "malformed request")
+    if method.end(1) > MAX_METHOD:
+        raise HTTPError(501, "method over %d bytes" % MAX_METHOD)
     if complete:
         parse_line(line)
     elif len(line) > MAX_TARGET + 64:
@@ -2037,9 +2825,18 @@ def parse_fields(lines: List[bytes]) -> Dict[str, str]:
 def host_name(text: str) -> str:
     """Take the host, in lower case, from HOST, HOST:PORT or [IPV6]:PORT."""
     match = AUTHORITY.fullmatch(text)
-    if not match:
+    if not match or (match["ipv6"] and not is_ipv6(match["ipv6"])):
         raise HTTPError(400, "malformed Host")
     return match.group(1).strip("[]").lower()
+
+
+def is_ipv6(text: str) -> bool:
+    """Tell whether a text is an IPv6 address."""
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def end_of_chunks(received: bytes, start: int) -> Optional[int]:
@@ -2177,7 +2974,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("closed by the client")
             self.received += data
         self.received = self.received[end:]
-        self.close_connection = not request.keep_alive
+        self.close_connection = not request.keeps_connection(bool(self.received))
         return request
 
     def read_received(self):
@@ -2232,11 +3029,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if self.service.faults:
                 yield from self.apply_faults()
             self.admit()
-            self.found = self.service.find(self.request.path)
+            self.found = self.find()
             if self.found:
                 self.document = self.found.current()
                 if not self.document:
-                    yield from self.wait_for_credentials()
+                    yield from self.wait_for_document()
             return getattr(self, "do_" + self.request.method)()
         except HTTPError as error:
             return error
@@ -2282,9 +3079,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     escaped(host)[:100]))
         if not self.service.enabled:
             raise HTTPError(403, "http-endpoint is disabled")
-        if self.request.path.startswith(CONTAINER_PATH):
-            self.check_authorization()
-        elif (self.request.method, self.request.path) != ("PUT", TOKEN_PATH):
+        if self.is_for_container():
+            return  # `find` checks what the role wants
+        if (self.request.method, self.request.path) != ("PUT", TOKEN_PATH):
             self.check_token(self.request.headers.get(TOKEN_HEADER))
 
     def check_token(self, token):
@@ -2301,21 +3098,56 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise HTTPError(401, "session token is expired or none of ours")
         self.token_ttl = int(remaining)
 
-    def check_authorization(self):
-        """Ask for the Authorization of container credentials if one is configured."""
-        wanted = self.service.authorization
-        given = self.request.headers.get("authorization", "")
-        if wanted and not hmac.compare_digest(given.encode(), wanted.encode()):
-            raise container_error(
-                401, "AccessDenied", "the Authorization header is missing or wrong")
+    def is_for_container(self):
+        """Tell whether the request is for a container endpoint, at an address that may have one.
 
-    def wait_for_credentials(self):
-        """Wait for credentials that are being fetched, for as long as SDKs have patience."""
+        Never at the address of IMDS: a plain GET there must not get what needs a session token.
+        """
+        at_imds = not self.request.hosts or not set(IMDS_HOSTS).isdisjoint(self.request.hosts)
+        return not at_imds and self.service.is_container_path(self.request.path)
+
+    def find(self):
+        """Find what is served at the path; None if there is nothing."""
+        path, query = self.request.path, self.request.query
+        if not self.service.is_container_path(path):
+            return self.service.find(path)
+        if not self.is_for_container():
+            return None
+        given = self.request.headers.get("authorization", "")
+        found = self.service.find_for_container(path, query, given)
+        wanted = self.service.authorization_of(found)
+        if not wanted and self.service.token_required:
+            raise text_error(404, "404 page not found", (
+                "http-tokens is required, and no authorization-token configured"))
+        if wanted and not wanted.admits(given):
+            raise self.unauthorized(given)
+        return found
+
+    def unauthorized(self, given):
+        """Refuse an Authorization, in the form of the endpoint."""
+        reason = "the Authorization header is missing or wrong"
+        if self.has_task_form():
+            return task_error(401, "AccessDenied", reason)
+        if self.request.path != POD_PATH:
+            return text_error(401, reason, reason)
+        if given:
+            return text_error(400, "Service account token cannot be parsed: it is none of the "
+                              "configuration", reason)
+        return text_error(400, "Service account token cannot be empty", reason)
+
+    def has_task_form(self):
+        """Tell whether a container endpoint has the form of the ECS agent."""
+        if self.request.path == POD_PATH:
+            return "id=" in self.request.query
+        return not self.request.path.startswith(("/creds", "/role"))
+
+    def wait_for_document(self):
+        """Wait for credentials or a signature under way, for as long as clients have patience."""
         if self.request.method not in ("GET", "HEAD") or "code" in self.faults:
-            return  # they would not be shown
-        give_up = self.began + CLIENT_PATIENCE
-        while self.found.credentials.pending and time.monotonic() < give_up:
-            yield from self.sleep(CREDENTIALS_POLL)
+            return  # it would not be shown
+        give_up = self.began + self.found.patience
+        while self.found.pending and time.monotonic() < give_up:
+            yield from self.sleep(DOCUMENT_POLL)
             self.document = self.found.current()
             if self.document:
                 return
@@ -2323,11 +3155,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         """Answer with the document at the path, or with the listing of a directory."""
         if self.request.path == TOKEN_PATH:
-            raise HTTPError(405, headers="Allow: OPTIONS, PUT\r\n")
+            raise HTTPError(405, headers=TOKEN_METHODS)
         if not self.found:
             return self.not_found()
         if "code" in self.faults:
-            return self.failure(400, self.faults["code"], FAULT_REASON)
+            code, message = self.faults["code"]
+            if not message:
+                message = self.service.failure_message(code, self.found)
+            return self.failure(400, code, message)
+        if not self.document and isinstance(self.found, SignedDocument):
+            raise HTTPError(503, "no signature yet")
         if not self.document:
             return self.failure(
                 503, "Failed", "the source of credentials for %s has none now; the log of "
@@ -2355,32 +3192,43 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_OPTIONS(self):
         """Say which methods a path knows (capture)."""
         if self.request.path == TOKEN_PATH:
-            return Response(headers="Allow: OPTIONS, PUT\r\n")
+            return Response(headers=TOKEN_METHODS)
         if not self.found and self.request.path != "/*":
             raise HTTPError(404)
         return Response(headers="Allow: OPTIONS, GET, HEAD\r\n")
 
     def do_POST(self):
         """Refuse what the real service refuses with 403 (captured for POST and DELETE)."""
+        if self.request.path == TOKEN_PATH:
+            raise HTTPError(405, headers=TOKEN_METHODS)
         raise HTTPError(403, "%s is not allowed" % self.request.method)
 
     do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
 
     def not_found(self):
         """Refuse a path that is not there, in the form of its endpoint."""
-        if self.request.path.startswith(CONTAINER_PATH):
-            return container_error(404, "NotFound", "no such role")
-        return HTTPError(404)
+        if not self.is_for_container():
+            return HTTPError(404)
+        if not self.has_task_form():
+            return text_error(404, "404 page not found")
+        version = "V1" if self.request.path == POD_PATH else "V2"
+        if self.request.path == "/v2/credentials" or self.request.query == "id=":
+            return task_error(400, "NoIdInRequest", (
+                "Credentials%sRequest: No Credential ID in the request" % version))
+        return task_error(400, "InvalidIdInRequest", (
+            "Credentials%sRequest: Credentials not found" % version))
 
     def failure(self, container_status, code, message):
         """Render what stands in place of credentials.
 
         Container endpoints have a status for it; IMDS says 200, and a "Code" other than Success.
         """
-        if self.request.path.startswith(CONTAINER_PATH):
-            return container_error(container_status, code, message)
-        now = self.service.clock()
-        return Document(failure_document(code, message, now), modified=now)
+        if not self.is_for_container():
+            now = self.service.clock()
+            return Document(failure_document(code, message, now), modified=now)
+        if self.has_task_form():
+            return task_error(container_status, code, message)
+        return text_error(container_status, "%s: %s" % (code, message))
 
     # Sending.
 
@@ -2388,6 +3236,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Log a response, and send it in one piece: status, headers, body."""
         if self.server.stopping:
             self.close_connection = True
+        service = self.service or self.server.service
+        if isinstance(response, HTTPError) and service.error_bodies == "ec2":
+            response = response.in_ec2_form()
         body = b"" if self.request.method == "HEAD" else response.body
         self.log_request(response.status, len(body), response.reason)
         data = b"".join((
@@ -2423,13 +3274,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 yield WRITE, self.server.now + REQUEST_SECONDS
 
     def send_with_hop_limit(self, data, hops):
-        """Send bytes in packets that live for some hops only (EC2 User Guide): a session token."""
-        level, option = socket.IPPROTO_IP, socket.IP_TTL
-        if self.connection.family == socket.AF_INET6:
-            level, option = socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS
-        self.connection.setsockopt(level, option, hops)
+        """Send bytes in packets that live for some hops only (EC2 User Guide): a session token.
+
+        All that follows on the connection does too, since TCP sends again, with the limit of that
+        moment, what nobody has acknowledged.
+        """
+        self.connection.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+        if self.connection.family == socket.AF_INET6:  # whose client may be an IPv4 one
+            self.connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
         yield from self.send(data)
-        self.connection.setsockopt(level, option, -1)  # the default of the system
 
     def send_error(self, code, message=None, explain=None):
         """Answer what cannot be read as a request; the message goes to the log.
@@ -2478,9 +3331,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.log.say(format % args)
 
 
-def container_error(status: int, code: str, message: str) -> HTTPError:
-    """Make a refusal in the form of the container endpoints."""
-    return HTTPError(status, message, body=json.dumps({"Code": code, "Message": message}))
+def task_error(status: int, code: str, message: str) -> HTTPError:
+    """Make a refusal in the form of the ECS agent (amazon-ecs-agent, tmds/handlers)."""
+    fields = {"code": code, "message": message, "HTTPErrorCode": status}
+    return HTTPError(status, message, body=compact_json(fields))
+
+
+def text_error(status: int, message: str, reason: str = "") -> HTTPError:
+    """Make a refusal in the form of Go's http.Error, as other container endpoints have it."""
+    return HTTPError(
+        status, reason or message, "X-Content-Type-Options: nosniff\r\n", message + "\n",
+        "text/plain; charset=utf-8")
 
 
 def place_of(error: BaseException) -> str:
@@ -2614,20 +3475,30 @@ class Server(http.server.HTTPServer):
     # Connections.
 
     def accept_requests(self):
-        """Take the connections that have come; True if there may be more than a batch of them."""
-        for _ in range(ACCEPT_BATCH):
+        """Take the connections that have come; True if there may be more than a batch of them.
+
+        All are accepted before any is answered: one client after the other, each answered at once,
+        could keep this loop going, and everybody else waiting.
+        """
+        accepted = list(itertools.islice(self._accept(), ACCEPT_BATCH))
+        for request, client_address in accepted:
+            self._begin(request, client_address)
+        return len(accepted) == ACCEPT_BATCH
+
+    def _accept(self):
+        """Yield connections for as long as there are some."""
+        while True:
             try:
-                request, client_address = self.get_request()
+                connection = self.get_request()
             except BlockingIOError:
-                return False
+                return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                     self._pause_accepting()
-                    return False
+                    return
                 continue  # the client has gone already
             self._short_of_files = False
-            self._begin(request, client_address)
-        return True
+            yield connection
 
     def _begin(self, request, client_address):
         """Begin with a connection, as BaseServer does it."""
@@ -2989,9 +3860,13 @@ def matching(pattern: str, example: str) -> Parser:
 
 
 def comma_separated(parse_item: Parser) -> Parser:
-    """Make a parser for a list; `parse_item` parses each item."""
+    """Make a parser for a list; `parse_item` parses each item: a, b, "an item, with a comma"."""
     def parse(text):
-        return [parse_item(item.strip()) for item in text.split(",")]
+        try:
+            items = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True, strict=True))
+        except csv.Error:
+            raise ValueError("quotes that do not stand around a whole item")
+        return [parse_item(item.strip()) for item in items]
     return parse
 
 
@@ -3020,15 +3895,36 @@ def ip_address(make: Callable, kind: str) -> Parser:
 
 
 def ip_block(make: Callable, example: str) -> Parser:
-    """Make a parser of a block of addresses in its usual form."""
+    """Make a parser of a block of addresses, which returns its usual form.
+
+    That of Nitro, 2001:db8:0:0:0:0:0:0/56, is taken too.
+    """
     def parse(text):
         try:
-            usual = str(make(text, strict=False))
+            block = make(text, strict=False)
         except ValueError:
             raise ValueError("%r is not a block of addresses; write it like %s" % (text, example))
-        if usual != text:
-            raise ValueError("%r is not a block of addresses; did you mean %s?" % (text, usual))
-        return text
+        address, _, bits = text.partition("/")
+        if bits != str(block.prefixlen) or make(address).network_address != block.network_address:
+            raise ValueError("%r is not a block of addresses; did you mean %s?" % (text, block))
+        return str(block)
+    return parse
+
+
+def ssh_keys(text: str) -> List[str]:
+    """Take public keys, one a line."""
+    return [one_ssh_key(line.strip()) for line in text.splitlines()]
+
+
+def volume(kind: str) -> Parser:
+    """Make a parser of "sdf" or "ebs2=sdf", which returns (number or "", device)."""
+    form = re.compile(r"(?:%s([0-9]{1,2})=)?(\w+)" % kind, re.ASCII)
+
+    def parse(text):
+        match = form.fullmatch(text)
+        if not match:
+            raise ValueError("%r is not a device; write sdf, or %s2=sdf" % (text, kind))
+        return match.group(1) or "", match.group(2)
     return parse
 
 
@@ -3037,6 +3933,13 @@ def one_line(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError("empty, or with characters that cannot be shown")
     return text
+
+
+def one_path(text: str) -> str:
+    """Take a whole path of the tree."""
+    if not text.startswith("/") or not METADATA_PATH.fullmatch(text):
+        raise ValueError("%r is not a path; write it like /latest/meta-data/my/credentials" % text)
+    return canonical_path(text)
 
 
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -3098,24 +4001,43 @@ def probability(text: str) -> float:
     return float(text)
 
 
-def spot_interruption(text: str) -> Tuple[Moment, str]:
-    """Return (moment, action) of "WHEN terminate"; the notice appears at WHEN."""
-    at, action = words_of(text, 2, "+90s terminate")
-    return when(at), choice("terminate", "stop", "hibernate")(action)
+def spot_interruption(text: str) -> Tuple[Moment, str, Optional[Moment]]:
+    """Return (moment, action, moment or None) of "WHEN terminate [WHEN]".
+
+    The notice appears at the first WHEN, and names the second.
+    """
+    at, action, *rest = words_of(text, (2, 3), "+90s terminate")
+    return when(at), choice("terminate", "stop", "hibernate")(action), first_moment(rest)
+
+
+def rebalance_recommendation(text: str) -> Tuple[Moment, Moment]:
+    """Return the moments of "WHEN [WHEN]": when it appears, and the noticeTime in it."""
+    at, *rest = words_of(text, (1, 2), "+60s")
+    return when(at), first_moment(rest) or when(at)
+
+
+def first_moment(words: List[str]) -> Optional[Moment]:
+    """Parse the first of some words, None if there is none."""
+    return when(words[0]) if words else None
 
 
 def scheduled_maintenance(text: str) -> List[ScheduledEvent]:
-    """Return an event for each "WHEN CODE FROM TO [completed|canceled WHEN]"."""
+    """Return an event for each "WHEN CODE FROM [TO] [completed|canceled WHEN]".
+
+    It is completed at its end, unless it says otherwise; one without an end goes on.
+    """
     events = []
     for item in text.split(","):
-        words = item.split()
-        if len(words) == 4:  # completed at its end, unless it says otherwise
-            item += " completed " + words[3]
-        appears, code, not_before, not_after, end_state, ends = words_of(
-            item, 6, "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
+        appears, code, not_before, *rest = words_of(
+            item, (3, 4, 5, 6),
+            "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
+        not_after = first_moment(rest[:len(rest) % 2])
+        end_state, ends = "completed", not_after or never
+        if len(rest) > 1:
+            end_state, ends = choice("completed", "canceled")(rest[-2]), when(rest[-1])
         events.append(ScheduledEvent(
-            when(appears), choice(*MAINTENANCE_CODES)(code), when(not_before),
-            when(not_after), choice("completed", "canceled")(end_state), when(ends)))
+            when(appears), choice(*MAINTENANCE_CODES)(code), when(not_before), not_after,
+            end_state, ends))
     return events
 
 
@@ -3125,15 +4047,15 @@ def lifecycle_states(text: str) -> List[Tuple[Moment, str]]:
     for item in text.split(","):
         if len(item.split()) == 1:
             item = "+0s " + item
-        at, state = words_of(item, 2, "InService, +120s Terminated")
+        at, state = words_of(item, (2,), "InService, +120s Terminated")
         states.append((when(at), choice(*LIFECYCLE_STATES)(state)))
     return states
 
 
-def words_of(text: str, count: int, example: str) -> List[str]:
-    """Split a text into exactly `count` words."""
+def words_of(text: str, counts: Iterable[int], example: str) -> List[str]:
+    """Split a text into words; `counts` tells how many there may be."""
     words = text.split()
-    if len(words) != count:
+    if len(words) not in counts:
         raise ValueError("%r is not understood; write it like: %s" % (text.strip(), example))
     return words
 
@@ -3160,17 +4082,25 @@ FAULT_LIMITS = {
 
 
 def fault_rule(text: str) -> dict:
-    """Return {"path": PATH, "actions": {ACTION: value}, LIMIT: value} of a line of [faults]."""
-    path, *words = text.split() or [""]
+    """Return {"path": PATH, "actions": {ACTION: value}, LIMIT: value} of a line of [faults].
+
+    A word with blanks, such as a message, stands in quotes. The value of "code" is (code, message).
+    """
+    path, *words = shlex.split(text) or [""]
     if not path.startswith("/"):
         raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
-    known = {**FAULT_ACTIONS, **FAULT_LIMITS}
+    known = {**FAULT_ACTIONS, **FAULT_LIMITS, "message": one_line}
     values, rest = {}, iter(words)
     for word in rest:
         if word not in known or word in values:
             raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(known)))
         parse = known[word]
         values[word] = parse(next(rest, "")) if parse else True
+    message = values.pop("message", "")
+    if "code" in values:
+        values["code"] = values["code"], message
+    elif message:
+        raise ValueError("a message is that of a code; there is none")
     actions = {action: values.pop(action) for action in FAULT_ACTIONS if action in values}
     if not actions:
         raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
@@ -3179,7 +4109,12 @@ def fault_rule(text: str) -> dict:
 
 one_host = matching(r"[\w:.-]*\w", "imds.example.com")
 one_secret = matching(SECRET_FORM.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
-one_device = matching(r"\w+", "sdf")
+one_host_name = matching(r"[\w.-]*\w\.?( [\w.-]*\w\.?)*", "ip-10-0-0-5.example.com")
+one_ssh_key = matching(
+    r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name")
+one_instance_profile = matching(
+    r"(arn:[\w-]+:iam::[0-9]{12}:instance-profile/|/?)([!-.0-~]+/)*[\w+=,.@-]{1,128}",
+    "/a-path/a-name, or an ARN")
 one_ipv4 = ip_address(ipaddress.IPv4Address, "IPv4")
 one_ipv6 = ip_address(ipaddress.IPv6Address, "IPv6")
 one_ipv4_block = ip_block(ipaddress.IPv4Network, "10.0.0.0/16")
@@ -3191,18 +4126,18 @@ INTERFACE_SETTINGS = {
     "mac": (matching("([0-9a-f]{2}:){5}[0-9a-f]{2}", "0e:ff:d5:40:fe:7d"), None),
     "interface-id": (resource_id("eni"), None),
     "local-ipv4": (or_empty(comma_separated(one_ipv4), []), None),
-    "local-hostname": (or_empty(one_host), None),
-    "public-ipv4": (or_empty(one_ipv4), None),
-    "public-hostname": (or_empty(one_host), None),
+    "local-hostname": (or_empty(one_host_name), None),
+    "public-ipv4": (or_empty(comma_separated(one_ipv4), []), None),
+    "public-hostname": (or_empty(one_host_name), None),
     "ipv6": (comma_separated(one_ipv6), []),
     "security-groups": (comma_separated(one_line), None),
     "security-group-ids": (comma_separated(resource_id("sg")), None),
     "subnet-id": (resource_id("subnet"), None),
-    "subnet-ipv4-cidr-block": (one_ipv4_block, None),
-    "subnet-ipv6-cidr-blocks": (comma_separated(one_ipv6_block), None),
+    "subnet-ipv4-cidr-block": (or_empty(one_ipv4_block), None),
+    "subnet-ipv6-cidr-blocks": (or_empty(comma_separated(one_ipv6_block), []), None),
     "vpc-id": (resource_id("vpc"), None),
-    "vpc-ipv4-cidr-blocks": (comma_separated(one_ipv4_block), None),
-    "vpc-ipv6-cidr-blocks": (comma_separated(one_ipv6_block), None),
+    "vpc-ipv4-cidr-blocks": (or_empty(comma_separated(one_ipv4_block), []), None),
+    "vpc-ipv6-cidr-blocks": (or_empty(comma_separated(one_ipv6_block), []), None),
     "ipv4-prefix": (comma_separated(one_ipv4_block), []),
     "ipv6-prefix": (comma_separated(one_ipv6_block), []),
     "network-card": (whole_number(0, 64), ""),
@@ -3221,6 +4156,12 @@ SOURCE_SETTINGS = {
     "timeout": (duration, 30),
 }
 
+# Keys of [container] and [role NAME].
+AUTHORIZATION_SETTINGS = {
+    "authorization-token": (matching("[ -~]+", "letters without accents"), ""),
+    "authorization-token-file": (one_line, ""),
+}
+
 # Section -> key -> (parser, default). "*" stands for any key. A section with NAME may appear
 # several times, each time with another name.
 SETTINGS = {
@@ -3228,19 +4169,21 @@ SETTINGS = {
         "bind": (bind_address, ""),
         "log": (one_line, ""),
         "allowed-hosts": (comma_separated(one_host), []),
+        "error-bodies": (choice("json", "ec2"), "json"),
     },
     "metadata-options": {
         "http-tokens": (choice("optional", "required"), "optional"),
         "http-endpoint": (choice("enabled", "disabled"), "enabled"),
-        "http-put-response-hop-limit": (whole_number(1, 64), 1),
+        "http-put-response-hop-limit": (whole_number(1, 64), 2),
         "instance-metadata-tags": (choice("enabled", "disabled"), "disabled"),
     },
     "instance": {
         "instance-id": (resource_id("i"), None),
         "instance-type": (matching(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"), "t3.micro"),
         "instance-life-cycle":
-            (choice("on-demand", "spot", "scheduled", "capacity-block"), None),
-        "architecture": (choice("x86_64", "arm64", "i386"), None),
+            (choice("on-demand", "spot", "scheduled", "capacity-block",
+                    "interruptible-capacity-reservation"), None),
+        "architecture": (choice("x86_64", "arm64", "i386", "x86_64_mac", "arm64_mac"), None),
         "system": (choice("nitro", "xen", "xen-on-nitro"), None),
         "ami-id": (resource_id("ami"), None),
         "reservation-id": (resource_id("r"), None),
@@ -3250,20 +4193,21 @@ SETTINGS = {
             (matching(r"[a-z0-9]+(-[a-z]+[0-9])?(-[a-z]+)?-(az|wlz)[0-9]+", "use1-az1"), None),
         "launch-time": (timestamp, None),
         "key-name": (one_line, ""),
-        "public-key": (or_empty(matching(
-            r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?",
-            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name")), None),
+        "public-key": (or_empty(ssh_keys, []), None),
+        "instance-profile": (one_instance_profile, ""),
+        "instance-profile-id": (matching("AIPA[A-Z0-9]{12,28}", "AIPAIOSFODNN7EXAMPLEAB"), ""),
         "kernel-id": (resource_id("aki"), ""),
         "ramdisk-id": (resource_id("ari"), ""),
         "product-codes": (comma_separated(one_line), []),
         "billing-products": (comma_separated(one_line), []),
-        "root-device": (matching(r"/dev/\w+", "/dev/xvda"), "/dev/xvda"),
-        "ebs-volumes": (comma_separated(one_device), []),
-        "ephemeral-volumes": (comma_separated(one_device), []),
+        "root-device": (matching(r"/dev/\w+", "/dev/xvda"), None),
+        "root-device-type": (choice("ebs", "instance-store"), "ebs"),
+        "ebs-volumes": (comma_separated(volume("ebs")), []),
+        "ephemeral-volumes": (comma_separated(volume("ephemeral")), []),
         **INTERFACE_SETTINGS,
     },
     "interface NAME": {
-        "device-number": (whole_number(1, 64), None),
+        "device-number": (whole_number(0, 64), None),
         **INTERFACE_SETTINGS,
     },
     "credentials": {
@@ -3271,10 +4215,17 @@ SETTINGS = {
         "extended": (choice("yes", "no"), "no"),
         **SOURCE_SETTINGS,
     },
-    "role NAME": SOURCE_SETTINGS,
-    "container": {
-        "authorization-token": (matching("[ -~]+", "letters without accents"), ""),
+    "role NAME": {
+        "path": (comma_separated(one_path), []),
+        "form": (choice(*ROLE_FORMS), "instance"),
+        **AUTHORIZATION_SETTINGS,
+        **SOURCE_SETTINGS,
     },
+    "instance-identity": {
+        "key": (one_line, ""),
+        "certificate": (one_line, ""),
+    },
+    "container": AUTHORIZATION_SETTINGS,
     "tags": {"*": (str, "")},
     "metadata": {"*": (str, "")},
     "user-data": {
@@ -3283,7 +4234,7 @@ SETTINGS = {
     },
     "events": {
         "spot-interruption": (spot_interruption, ""),
-        "rebalance-recommendation": (when, ""),
+        "rebalance-recommendation": (rebalance_recommendation, ""),
         "scheduled-maintenance": (scheduled_maintenance, []),
         "target-lifecycle-state": (lifecycle_states, []),
     },
@@ -3474,7 +4425,8 @@ class Daemon:
         if options.address is not None:
             self.address = bind_address(options.address)
         self.server = Server(self.address, SessionTokens(session_token_key()), self.log)
-        self.credentials, self.server.service = self._make_service(self.config)
+        self.signer = None
+        self.credentials, self.signer, self.server.service = self._make_service(self.config)
         self._signals = {
             signal.SIGHUP: self.reload,
             signal.SIGUSR1: self.rotate,
@@ -3512,7 +4464,11 @@ class Daemon:
         self.fetch_first_credentials(patience=86400)
         lines = []
         for path in self.server.service.paths():
-            document = self.server.service.find(path).current()
+            found = self.server.service.find(path)
+            document = found.current()
+            while not document and found.pending and not self.server.stopping:
+                self.server.serve_once()
+                document = found.current()
             text = "(no credentials)"
             if document:
                 text = document.body.decode("utf-8", "backslashreplace")
@@ -3538,11 +4494,12 @@ class Daemon:
         self._tell_supervisor("RELOADING=1")
         try:
             config = load_config(self._options.config, self._environ)
-            credentials, service = self._make_service(config, self.credentials)
+            credentials, signer, service = self._make_service(config, self.credentials)
         except (ConfigError, OSError) as error:
             self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % error)
         else:
+            self.signer = signer
             self._adopt(config, credentials, service)
         finally:
             self._tell_supervisor("READY=1")
@@ -3567,12 +4524,21 @@ class Daemon:
         return self._options.log or config["server"]["log"]
 
     def _make_service(self, config, former=None):
-        """Make the credentials and the service that a configuration describes."""
+        """Make the credentials, the signer and the service that a configuration describes."""
         with errors_in(self._options.config):
             credentials = make_credentials(
                 config, self.log.say, self.server.call_soon_threadsafe, former)
-            service = MetadataService(config, credentials, self._box, (self.address[0],))
-        return credentials, service
+            signer = self._make_signer(config)
+            service = MetadataService(config, credentials, signer, self._box, (self.address[0],))
+        return credentials, signer, service
+
+    def _make_signer(self, config):
+        """Make the signer of the identity document, unless that of before can go on."""
+        identity = configured_identity(config["instance-identity"])
+        if self.signer and self.signer.identity == identity:
+            return self.signer
+        path = identity_path(self._environ)
+        return Signer(identity, path, self.log.say, self.server.call_soon_threadsafe)
 
     def _open(self):
         """Take the port, fetch the first credentials, open the port and say so."""
@@ -3588,6 +4554,8 @@ class Daemon:
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
         self._look_around()
         self._announce()
+        if identity_path(self._environ):
+            self.signer.start()  # so that --certificate finds the key
 
     def _look_around(self):
         """Refresh, each second, what credentials are due; tell a watchdog that the loop turns."""
@@ -3671,6 +4639,8 @@ def make_parser() -> argparse.ArgumentParser:
                         help="check the configuration, exit 0 or 1")
     action.add_argument("--dump", action="store_true",
                         help="print every path and value as they would be served")
+    action.add_argument("--certificate", action="store_true",
+                        help="print what the signatures of the identity document verify with")
     parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
     return parser
 
@@ -3691,6 +4661,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             check_config(options)
         elif options.dump:
             print_dump(options)
+        elif options.certificate:
+            print_certificate(options)
         else:
             # Log and configuration are read before there are handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
@@ -3710,6 +4682,25 @@ def check_config(options: argparse.Namespace) -> None:
     options.log = os.devnull
     Daemon(options).close()
     print("%s: configuration ok" % (options.config or "no file"))
+
+
+def print_certificate(options: argparse.Namespace) -> None:
+    """Print the certificate with which the signatures of the identity document verify.
+
+    That of the configuration, or the kept one: as root on a box, the service's.
+    """
+    config = load_config(options.config)
+    with errors_in(options.config):
+        identity = configured_identity(config["instance-identity"])
+    path = identity_path(os.environ)
+    if not identity and path:
+        Signer(None, path, warn, None).key_and_certificate()
+    path = path or BOX_IDENTITY
+    identity = identity or read_identity(path)
+    if not identity:
+        raise ConfigError("no certificate in %s: start the service on this box and ask as root, or "
+                          "name a folder for it in STATE_DIRECTORY" % path)
+    print(pem("CERTIFICATE", identity[1]), end="")
 
 
 def print_dump(options: argparse.Namespace) -> None:

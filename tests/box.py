@@ -33,7 +33,8 @@ CACHE = os.environ.get("FAKE_METADATA_BOXES") or os.path.expanduser("~/.cache/fa
 SUITE = os.environ.get("FAKE_METADATA_SUITE", "bookworm")
 MIRROR = os.environ.get("FAKE_METADATA_MIRROR")  # none: debootstrap's default
 
-EVERYWHERE = ["iptables", "iproute2", "logrotate", "python3", "curl", "procps", "cron"]
+EVERYWHERE = ["iptables", "iproute2", "logrotate", "python3", "curl", "openssl", "procps",
+              "cron"]
 SYSTEMD = ["systemd", "systemd-sysv", "dbus"]
 KINDS = {
     "sysvinit": EVERYWHERE + ["sysvinit-core", "ifupdown", "daemontools", "runit", "python3-boto3"],

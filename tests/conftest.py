@@ -7,6 +7,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import fake_metadata  # noqa: E402
+from conversation import SIGNER  # noqa: E402
 from service import Service  # noqa: E402
 
 
@@ -59,7 +60,7 @@ def make_metadata(load, clock):
         config = load(text)
         credentials = fake_metadata.make_credentials(
             config, lambda words: None, lambda callback: callback())
-        return fake_metadata.MetadataService(config, credentials, box, clock=clock)
+        return fake_metadata.MetadataService(config, credentials, SIGNER, box, clock=clock)
     return make
 
 

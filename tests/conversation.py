@@ -3,6 +3,8 @@ import socket
 
 import fake_metadata
 
+SIGNER = fake_metadata.Signer(None, "", print, lambda callback: callback())
+
 
 class Loop:
     """Stands for the server of one handler: nothing waits, and what it would wait for is noted."""

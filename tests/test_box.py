@@ -916,6 +916,16 @@ def test_readme_about_packages(box):
     assert first and fact(box, "instance-id") != first
 
 
+def test_readme_about_signatures(box):
+    """What the README says of signatures works as it stands, also after a restart."""
+    box.ok(INSTALL)
+    for _ in range(2):
+        for command in readme_commands("Signatures"):
+            box.ok(command)
+        box.ok("rm document signature certificate.pem key.pem")
+        box.ok(SERVICE + "restart")
+
+
 def test_package_in_a_chroot_spares_the_box(box):
     """A package that is purged in a chroot does nothing to the service of the box around it."""
     box.ok(INSTALL)

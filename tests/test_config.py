@@ -13,7 +13,7 @@ DEFAULTS = [
     ("server", "allowed-hosts", []),
     ("metadata-options", "http-tokens", "optional"),
     ("metadata-options", "http-endpoint", "enabled"),
-    ("metadata-options", "http-put-response-hop-limit", 1),
+    ("metadata-options", "http-put-response-hop-limit", 2),
     ("metadata-options", "instance-metadata-tags", "disabled"),
     ("instance", "instance-id", None),
     ("instance", "instance-type", "t3.micro"),
@@ -63,14 +63,23 @@ GOOD = [
     ("instance", "launch-time", "2026-12-01T08:00:00.999Z", 1796112000),
     ("instance", "launch-time", "2026-12-01T09:30:00+01:30", 1796112000),
     ("instance", "key-name", "my key", "my key"),
-    ("instance", "public-key", "ssh-ed25519 AAAAC3Nza my key", "ssh-ed25519 AAAAC3Nza my key"),
+    ("instance", "public-key", "ssh-ed25519 AAAAC3Nza my key", ["ssh-ed25519 AAAAC3Nza my key"]),
+    ("instance", "public-key", "ssh-ed25519 AAAA a\n  ssh-rsa AAAB b",
+     ["ssh-ed25519 AAAA a", "ssh-rsa AAAB b"]),
     ("instance", "product-codes", "3iplms73etrdhxdepv72l6ywj",
      ["3iplms73etrdhxdepv72l6ywj"]),
     ("instance", "root-device", "/dev/sda1", "/dev/sda1"),
-    ("instance", "ebs-volumes", "sdf, sdg", ["sdf", "sdg"]),
+    ("instance", "ebs-volumes", "sdf, ebs4=sdg", [("", "sdf"), ("4", "sdg")]),
+    ("instance", "security-groups", 'default, "web, db"', ["default", "web, db"]),
+    ("instance", "local-hostname", "a.my.domain. other.domain", "a.my.domain. other.domain"),
+    ("instance", "vpc-ipv6-cidr-blocks", "2001:db8:0:0:0:0:0:0/56", ["2001:db8::/56"]),
+    ("instance", "instance-profile", "/a/path/name", "/a/path/name"),
+    ("interface eth1", "device-number", "0", 0),
+    ("role Build", "path", "/2021-03-23/meta-data/x/, /y", ["/latest/meta-data/x", "/y"]),
     ("instance", "local-ipv4", "10.0.0.5, 10.0.0.6", ["10.0.0.5", "10.0.0.6"]),
     ("instance", "local-ipv4", "", []),
-    ("instance", "public-ipv4", "", ""),
+    ("instance", "public-ipv4", "", []),
+    ("instance", "vpc-ipv4-cidr-blocks", "", []),
     ("instance", "ipv6", "2001:DB8:0:0::2", ["2001:db8::2"]),
     ("instance", "mac", "0e:ff:d5:40:fe:7d", "0e:ff:d5:40:fe:7d"),
     ("instance", "security-groups", "default, web servers", ["default", "web servers"]),
@@ -142,17 +151,26 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("instance", "ipv6", "2001:db8:::1", "IPv6"),
     ("instance", "mac", "0E:FF:D5:40:FE:7D", "0e:ff:d5:40:fe:7d"),
     ("instance", "mac", "0e-ff-d5-40-fe-7d", "0e:ff:d5:40:fe:7d"),
-    ("instance", "local-hostname", "two words", "imds.example.com"),
+    ("instance", "local-hostname", "two  blanks", "example.com"),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.5/20", "10.0.0.0/20"),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.0", "10.0.0.0/32"),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/33", "10.0.0.0/16"),
     ("instance", "subnet-ipv4-cidr-block", "10.0.0.0/255.255.0.0", "10.0.0.0/16"),
     ("instance", "subnet-ipv4-cidr-block", "2001:db8::/32", "10.0.0.0/16"),
     ("instance", "subnet-ipv6-cidr-blocks", "2001:db8::/129", "2001:db8::/56"),
-    ("instance", "subnet-ipv6-cidr-blocks", "2001:DB8::/56", "2001:db8::/56"),
+    ("instance", "subnet-ipv6-cidr-blocks", "2001:DB8::1/56", "2001:db8::/56"),
+    ("instance", "ebs-volumes", "ephemeral1=sdf", "ebs2=sdf"),
+    ("instance", "security-groups", 'default, "web', "quotes"),
+    ("instance", "security-groups", 'default, "web" db', "quotes"),
+    ("instance", "instance-profile", "a name", "ARN"),
+    ("role Build", "path", "latest/x", "/latest/meta-data"),
+    ("role Build", "path", "/latest/x?y", "/latest/meta-data"),
+    ("role Build", "form", "ecs", "container"),
+    ("faults", "x", "/* status 500 message m", "code"),
+    ("faults", "x", '/* code X message "', "quotation"),
     ("instance", "ipv6", "fe80::1%eth0", "IPv6"),
     ("interface eth1", "local-ipv4", "10.0.0.256", "IPv4"),
-    ("interface eth1", "device-number", "0", "from 1 to 64"),
+    ("interface eth1", "device-number", "65", "from 0 to 64"),
     ("interface eth1", "mac", "none", "0e:ff:d5:40:fe:7d"),
     ("credentials", "role", "two words", "BaseIAMRole"),
     ("credentials", "role", "a/path/to/role", "BaseIAMRole"),
@@ -226,7 +244,7 @@ UNKNOWN = [  # text, what the error must say
     ("[server]\nallowed-host = x\n",
      "[server] allowed-host: unknown key; did you mean allowed-hosts?"),
     ("[server]\nport = 80\n",
-     "[server] port: unknown key; known are: allowed-hosts, bind, log"),
+     "[server] port: unknown key; known are: allowed-hosts, bind, error-bodies, log"),
     ("[instance]\ninstance_id = i-1234abcd\n",
      "[instance] instance_id: unknown key; did you mean instance-id?"),
     ("[instance]\nInstance-Id = i-1234abcd\n",
@@ -444,31 +462,31 @@ def test_named_sections_stand_beside_each_other(load):
 
 
 @pytest.mark.parametrize("variable, key, value", [
-    ("EC2_LOCAL_IPV4", "public-ipv4", "203.0.113.9"),
+    ("EC2_LOCAL_IPV4", "public-ipv4", ["203.0.113.9"]),
     ("EC2_LOCAL_HOSTNAME", "public-hostname", "box.example.com")])
 def test_environment_outranks_the_file(load, variable, key, value):
     """EC2_LOCAL_IPV4 and EC2_LOCAL_HOSTNAME outrank the configuration."""
     text = "[instance]\npublic-ipv4 = 198.51.100.1\npublic-hostname = other.example.com\n"
 
-    assert load(text, **{variable: value})["instance"][key] == value
+    assert load(text, **{variable: str(value).strip("[]'")})["instance"][key] == value
 
 
 def test_environment_without_a_file():
     """EC2_LOCAL_IPV4 is taken where there is no configuration."""
     config = load_config(None, {"EC2_LOCAL_IPV4": "203.0.113.9"})
 
-    assert config["instance"]["public-ipv4"] == "203.0.113.9"
+    assert config["instance"]["public-ipv4"] == ["203.0.113.9"]
 
 
 def test_empty_variable_is_none(load):
     """An empty variable leaves the configuration as it is."""
     config = load("[instance]\npublic-ipv4 = 198.51.100.1\n", EC2_LOCAL_IPV4="")
 
-    assert config["instance"]["public-ipv4"] == "198.51.100.1"
+    assert config["instance"]["public-ipv4"] == ["198.51.100.1"]
 
 
 @pytest.mark.parametrize("variable, value", [
-    ("EC2_LOCAL_IPV4", "nowhere"), ("EC2_LOCAL_IPV4", "::1"), ("EC2_LOCAL_HOSTNAME", "two words")])
+    ("EC2_LOCAL_IPV4", "nowhere"), ("EC2_LOCAL_IPV4", "::1"), ("EC2_LOCAL_HOSTNAME", "two  words")])
 def test_bad_variable(load, variable, value):
     """A bad value in the environment is an error that names the variable."""
     with pytest.raises(ConfigError, match="environment.*" + variable):

@@ -11,7 +11,7 @@ import pytest
 
 import fake_metadata
 from fake_metadata import (
-    Credentials, Keys, RefreshableCredentials, RotatingDocument, SourceError, container_document,
+    Credentials, Keys, RefreshableCredentials, RotatingDocument, SourceError,
     credentials_document, generate_keys, process_keys, profile_files, profile_keys, static_keys)
 from service import wait_for
 
@@ -461,16 +461,6 @@ def test_extended_document():
         DOCUMENT[:-2] + ',\n  "AccountId" : "123456789012"\n}')
 
 
-def test_container_document():
-    """The document of the container endpoint has the keys of ECS, and no Code."""
-    arn = "arn:aws:iam::123456789012:role/BaseIAMRole"
-
-    assert container_document(GOOD, arn, "123456789012") == (
-        '{"RoleArn": "%s", "AccessKeyId": "%s", "SecretAccessKey": "%s", "Token": "%s", '
-        '"Expiration": "2026-12-01T14:00:00Z", "AccountId": "123456789012"}'
-        % (arn, KEY_ID, SECRET, TOKEN))
-
-
 def test_failure_document():
     """What stands in place of credentials has Code, Message and LastUpdated, and no keys."""
     assert fake_metadata.failure_document("Failed", 'no "luck"', 1796112000) == (
@@ -497,9 +487,12 @@ def test_no_document_without_credentials():
 
 # Sources: generate, static.
 
+ACCOUNT = {"account-id": "123456789012"}
+
+
 def test_generated_keys_have_the_form_of_real_ones():
     """Generated keys have the letters and lengths of the session credentials of a role."""
-    made = generate_keys({}, os.urandom, NEVER)
+    made = generate_keys(ACCOUNT, os.urandom, NEVER)
 
     assert re.fullmatch("ASIA[A-Z2-7]{16}", made.access_key_id)
     assert re.fullmatch("[A-Za-z0-9/+]{40}", made.secret_access_key)
@@ -511,7 +504,7 @@ def test_generated_keys_have_the_form_of_real_ones():
 def test_generated_keys_come_from_the_randomness_given():
     """The same randomness makes the same keys, other randomness others."""
     def made(seed):
-        return generate_keys({}, lambda count: bytes([seed]) * count, NEVER)
+        return generate_keys(ACCOUNT, lambda count: bytes([seed]) * count, NEVER)
 
     assert made(1) == made(1)
     assert not set(made(1)[:3]) & set(made(2)[:3])

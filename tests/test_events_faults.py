@@ -123,22 +123,20 @@ def test_event_that_is_polled(make_metadata, clock):
 
 
 def test_scheduled_maintenance_to_the_byte(make_metadata, clock):
-    """A maintenance event has the keys, order, spacing and dates of the EC2 User Guide."""
+    """A maintenance event has the keys, order, spacing and dates of captures."""
     metadata = make_metadata("[events]\nscheduled-maintenance = +30s system-reboot %s "
                              "2026-12-01T10:00:00Z\n" % AT_NINE)
 
     clock.now += 30
 
-    assert re.fullmatch(r"""\[[ ]
-  {
-    "NotBefore" : "01 Dec 2026 09:00:00 GMT",
-    "Code" : "system-reboot",
-    "Description" : "scheduled reboot",
-    "EventId" : "instance-event-0[0-9a-f]{16}",
-    "NotAfter" : "01 Dec 2026 10:00:00 GMT",
-    "State" : "active"
-  }[ ]
-\]""", value(metadata, SCHEDULED))
+    assert re.fullmatch(r"""\[ {
+  "NotBefore" : "1 Dec 2026 09:00:00 GMT",
+  "Code" : "system-reboot",
+  "Description" : "scheduled reboot",
+  "EventId" : "instance-event-0[0-9a-f]{16}",
+  "NotAfter" : "1 Dec 2026 10:00:00 GMT",
+  "State" : "active"
+} \]""", value(metadata, SCHEDULED))
 
 
 @pytest.mark.parametrize("end, seconds, state, description", [
@@ -475,8 +473,8 @@ def test_code_of_container_credentials(make_metadata):
                  "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 400
-    assert sorted(answer.document) == ["Code", "Message"]
-    assert answer.document["Code"] == "AccessDenied"
+    assert list(answer.document) == ERROR_KEYS
+    assert answer.document["code"] == "AccessDenied"
 
 
 @pytest.mark.parametrize("path", [CREDENTIALS, "/v2/credentials/BaseIAMRole"])
@@ -644,7 +642,8 @@ def test_faults_end_with_a_reload(serve):
 # Container credentials, further roles, the extended path.
 
 ROLES = "[credentials]\n%s[role Build]\nlifetime = 30m\n[role team+x=1,y.z@home-1]\n" % STATIC
-DOCUMENT_KEYS = ["RoleArn", "AccessKeyId", "SecretAccessKey", "Token", "Expiration", "AccountId"]
+ERROR_KEYS = ["code", "message", "HTTPErrorCode"]
+DOCUMENT_KEYS = ["RoleArn", "AccessKeyId", "SecretAccessKey", "Token", "Expiration"]
 
 
 @pytest.mark.parametrize("role", ["BaseIAMRole", "Build", "team+x=1,y.z@home-1"])
@@ -653,8 +652,7 @@ def test_container_credentials(make_metadata, role):
     found = ask(make_metadata(ROLES), "/v2/credentials/" + role).document
 
     assert list(found) == DOCUMENT_KEYS
-    assert (found["RoleArn"], found["AccountId"]) == (
-        "arn:aws:iam::123456789012:role/" + role, "123456789012")
+    assert found["RoleArn"] == "arn:aws:iam::123456789012:role/" + role
 
 
 def test_container_credentials_are_those_of_the_instance(make_metadata):
@@ -684,24 +682,29 @@ def test_role_with_a_source_of_its_own(make_metadata):
 
 
 @pytest.mark.parametrize("path", [
-    "/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance", "/v2",
-    "/v2/credentials/Build/x", "/latest/meta-data/iam/security-credentials/Build",
-    "/v2/credentials/base-iam-role"])
+    "/v2/credentials/Other", "/v2/credentials", "/v2/credentials/aws:ec2-instance",
+    "/v2/credentials/Build/x", "/v2/credentials/base-iam-role"])
 def test_no_such_container_credentials(make_metadata, path):
-    """What is no role of the configuration is not found; further roles are not the instance's."""
+    """What is no role of the configuration is refused as by the ECS agent."""
+    assert ask(make_metadata(ROLES), path).status == 400
+
+
+@pytest.mark.parametrize("path", ["/v2", META + "iam/security-credentials/Build"])
+def test_roles_are_found_at_their_endpoint_only(make_metadata, path):
+    """Further roles are not the instance's."""
     assert ask(make_metadata(ROLES), path).status == 404
 
 
 def test_form_of_an_unknown_role(make_metadata):
     """An unknown role is refused in the form of the container endpoint."""
-    assert sorted(ask(make_metadata(), "/v2/credentials/Other").document) == ["Code", "Message"]
+    assert list(ask(make_metadata(), "/v2/credentials/Other").document) == ERROR_KEYS
 
 
 def test_container_without_instance_profile(make_metadata):
     """Without a role of the instance further roles are served all the same."""
     metadata = make_metadata("[credentials]\nrole =\n[role Build]\n")
 
-    assert ask(metadata, "/v2/credentials/BaseIAMRole").status == 404
+    assert ask(metadata, "/v2/credentials/BaseIAMRole").status == 400
     assert ask(metadata, "/v2/credentials/Build").status == 200
     assert ask(metadata, META + "iam").status == 404
 
@@ -730,7 +733,7 @@ def test_refusal_of_the_container_endpoint(make_metadata):
     answer = ask(make_metadata("[container]\nauthorization-token = Basic c2VjcmV0\n"),
                  "/v2/credentials/BaseIAMRole")
 
-    assert sorted(answer.document) == ["Code", "Message"]
+    assert list(answer.document) == ERROR_KEYS
     assert "c2VjcmV0" not in answer.body
 
 
@@ -748,10 +751,14 @@ def test_authorization_is_for_the_container_endpoint(make_metadata):
 
 
 def test_container_needs_no_session_token(make_metadata):
-    """Where session tokens are required the container endpoint does without."""
-    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n")
+    """Where session tokens are required the container endpoint wants its Authorization instead."""
+    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n"
+                             "[container]\nauthorization-token = Basic c2VjcmV0\n")
 
-    assert ask(metadata, "/v2/credentials/BaseIAMRole").status == 200
+    path = "/v2/credentials/BaseIAMRole"
+
+    assert ask(metadata, path, Authorization="Basic c2VjcmV0").status == 200
+    assert ask(metadata, path).status == 401
     assert ask(metadata, CREDENTIALS).status == 401
     assert ask(metadata, CREDENTIALS, **{TOKEN_HEADER: TOKENS.issue(60)}).status == 200
 
@@ -771,7 +778,7 @@ def test_failed_source_at_the_container_endpoint(make_metadata):
                  "/v2/credentials/BaseIAMRole")
 
     assert answer.status == 503
-    assert sorted(answer.document) == ["Code", "Message"]
+    assert list(answer.document) == ERROR_KEYS
 
 
 def test_extended_path_by_default(make_metadata):

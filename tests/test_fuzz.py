@@ -13,7 +13,7 @@ import threading
 import pytest
 
 import fake_metadata
-from conversation import converse
+from conversation import SIGNER, converse
 from service import CREDENTIALS, TOKEN_HEADER, TTL_HEADER, receive_all
 from wire import request
 
@@ -109,7 +109,7 @@ def metadata():
     """Make a service with nothing configured, of which no server is needed."""
     config = fake_metadata.load_config(None, {})
     credentials = fake_metadata.make_credentials(config, lambda words: None, None)
-    return fake_metadata.MetadataService(config, credentials, "a box")
+    return fake_metadata.MetadataService(config, credentials, SIGNER, "a box")
 
 
 def read(received):
@@ -242,7 +242,7 @@ def test_any_configuration_is_good_or_refused(tmp_path, text):
         return
     for path in metadata.paths()[:300]:
         found = metadata.find(path)
-        assert isinstance(found, (fake_metadata.RotatingDocument, fake_metadata.Document))
+        assert isinstance(found, SERVED)
 
 
 def make_metadata(path):
@@ -250,7 +250,10 @@ def make_metadata(path):
     config = fake_metadata.load_config(str(path), {})
     credentials = fake_metadata.make_credentials(
         config, lambda words: None, lambda callback: None)
-    return fake_metadata.MetadataService(config, credentials, "a box")
+    return fake_metadata.MetadataService(config, credentials, SIGNER, "a box")
+
+
+SERVED = fake_metadata.Document, fake_metadata.RotatingDocument, fake_metadata.SignedDocument
 
 
 @look(max_examples=EXAMPLES * 2)
@@ -329,6 +332,7 @@ def test_any_credentials_file_is_credentials_or_refused(tmp_path, content):
 def check_source(source, changes, content, run_command):
     """Check that a source gives whole Keys, enough for documents, or raises SourceError."""
     wanted = dict(fake_metadata.default_settings("role NAME"), source=source, **changes)
+    wanted["account-id"] = "123456789012"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_metadata, "run_command", run_command)
         patch.setattr(fake_metadata, "SETTLE_SECONDS", 0)
@@ -342,5 +346,5 @@ def check_source(source, changes, content, run_command):
     expiration = 2e9 if keys.expiration is None else keys.expiration
     made = fake_metadata.Credentials(keys, 1.9e9, expiration)
     document = json.loads(fake_metadata.credentials_document(made))
-    of_container = json.loads(fake_metadata.container_document(made, "arn", "1"))
+    of_container = json.loads(fake_metadata.task_document(made, "arn"))
     assert document["AccessKeyId"] == of_container["AccessKeyId"] == keys.access_key_id

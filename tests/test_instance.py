@@ -7,14 +7,15 @@ import socket
 import pytest
 
 import fake_metadata
+from conversation import SIGNER
 from fake_metadata import box_id
+from service import wait_for
 
 META = "/latest/meta-data/"
 DOCUMENT = "/latest/dynamic/instance-identity/document"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ my-key"
 
 # What every instance has, {mac} being that of its interface.
-# The signatures of the document are left out on purpose.
 ALWAYS = """
 ami-id ami-launch-index ami-manifest-path block-device-mapping/ami block-device-mapping/root
 events/maintenance/history events/maintenance/scheduled hostname identity-credentials/ec2/info
@@ -71,8 +72,8 @@ CONDITIONAL = [  # path below meta-data/, a configuration that asks for it, its 
     (MACS + "network-card", "[instance]\n%snetwork-card = 0\n" % MAC, "0"),
     (MACS + "public-hostname", PUBLIC, "ec2-198-51-100-7.compute-1.amazonaws.com"),
     (MACS + "public-ipv4s", PUBLIC, "198.51.100.7"),
-    (MACS + "subnet-ipv6-cidr-blocks", IPV6, "2001:db8:8:4::/64"),
-    (MACS + "vpc-ipv6-cidr-blocks", IPV6, "2001:db8:8::/56"),
+    (MACS + "subnet-ipv6-cidr-blocks", IPV6, "2001:db8:8:4:0:0:0:0/64"),
+    (MACS + "vpc-ipv6-cidr-blocks", IPV6, "2001:db8:8:0:0:0:0:0/56"),
     ("placement/group-name", "[metadata]\nplacement/group-name = my-group\n", "my-group"),
     ("placement/host-id", "[metadata]\nplacement/host-id = h-0da999999f9999fb9\n",
      "h-0da999999f9999fb9"),
@@ -133,6 +134,8 @@ IDENTITIES = {
 def value(metadata, path):
     """Return the text at a path, or None."""
     found = metadata.find(path)
+    if isinstance(found, fake_metadata.SignedDocument):
+        wait_for(found.current, what="a signature")
     document = found and found.current()
     return document and document.body.decode()
 
@@ -181,7 +184,7 @@ def tree(request, tmp_path_factory):
     path.write_text(IDENTITIES[request.param])
     config = fake_metadata.load_config(str(path), {})
     credentials = fake_metadata.make_credentials(config, print, None)
-    return Tree(fake_metadata.MetadataService(config, credentials, "a box"))
+    return Tree(fake_metadata.MetadataService(config, credentials, SIGNER, "a box"))
 
 
 def listed(metadata, path):
@@ -232,8 +235,7 @@ def test_no_empty_directories(make_metadata):
 
 @pytest.mark.parametrize("path", [
     "/latest/user-data", "/latest/dynamic/fws", "/latest/dynamic/fws/instance-monitoring",
-    "/latest/api", "/v2", "/v2/credentials", "/latest/dynamic/instance-identity/signature",
-    "/latest/dynamic/instance-identity/pkcs7", "/latest/dynamic/instance-identity/rsa2048",
+    "/latest/api", "/v2", "/v2/credentials", "/latest/dynamic/instance-identity/dsa2048",
     META + "spot", META + "tags", META + "tag-sets", META + "autoscaling",
     META + "events/recommendations", META + "public-keys", META + "no-such-thing",
     META + "instance-id/x", META + "iam/security-credentials/OtherRole", "/2021-03-24", "/nothing"])
@@ -254,7 +256,7 @@ def test_whole_path(make_metadata):
     ("/", "\n".join(fake_metadata.VERSIONS)),
     ("/latest", "dynamic\nmeta-data\nuser-data"),
     ("/latest/dynamic", "instance-identity/"),
-    ("/latest/dynamic/instance-identity", "document"),
+    ("/latest/dynamic/instance-identity", "document\npkcs7\nrsa2048\nsignature"),
     (META + "block-device-mapping", "ami\nroot"),
     (META + "events", "maintenance/"),
     (META + "events/maintenance", "history\nscheduled"),
@@ -351,7 +353,7 @@ def test_no_other_region_anywhere(tree):
      "ec2.internal", "compute-1.amazonaws.com"),
     ("us-east-1f", "us-east-1", "use1-az6", "aws", "amazonaws.com",
      "ec2.internal", "compute-1.amazonaws.com"),
-    ("eu-central-1b", "eu-central-1", "euc1-az2", "aws", "amazonaws.com",
+    ("eu-central-1b", "eu-central-1", "euc1-az3", "aws", "amazonaws.com",
      "eu-central-1.compute.internal", "eu-central-1.compute.amazonaws.com"),
     ("ap-southeast-2c", "ap-southeast-2", "apse2-az3", "aws", "amazonaws.com",
      "ap-southeast-2.compute.internal", "ap-southeast-2.compute.amazonaws.com"),
@@ -844,7 +846,8 @@ def test_forms_of_a_path(target):
     ("/", "/"), ("", "/"), ("/2021-03-23", "/latest"), ("/2021-03-23/", "/latest"),
     ("/2021-03-24/", "/2021-03-24"), ("/1.0/user-data", "/latest/user-data"),
     ("/2021-03-23/api/token", "/2021-03-23/api/token"), ("/%zz", "/%zz"),
-    ("/latest/meta-data/../user-data", "/latest/meta-data/../user-data"),
+    ("/latest/meta-data/../user-data", "/latest/user-data"), ("/../..", "/"), ("/a/./..", "/"),
+    ("/a//../b", "/a/b"), ("/2021-03-23/../latest/x", "/latest/x"),
     ("/meta-data/latest", "/meta-data/latest")])
 def test_path_of_a_target(target, path):
     """Only a real version is a version; nothing climbs up; tokens come from /latest only."""

@@ -17,6 +17,7 @@ import pytest
 import fake_metadata
 from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections,
                      text_of, wait_for, with_limits)
+from wire import Wire, get
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
 ONE = "[instance]\ninstance-id = i-00000000000000001\n"
@@ -400,14 +401,14 @@ def test_reload_with_a_request_in_flight(one):
 
 def test_connections_stay_over_a_reload(one):
     """An open connection goes on over a reload."""
-    with one.connect() as client:
-        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % INSTANCE_ID.encode())
-        assert client.recv(65536).endswith(b"1")
+    with Wire(one) as client:
+        client.send(get(path=INSTANCE_ID))
+        assert client.answer().body.endswith(b"1")
 
         one.reload(TWO)
-        client.sendall(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % INSTANCE_ID.encode())
+        client.send(get(path=INSTANCE_ID))
 
-        assert client.recv(65536).endswith(b"2")
+        assert client.answer().body.endswith(b"2")
 
 
 def test_other_bind_at_a_reload(serve):
@@ -894,9 +895,16 @@ def readme():
 
 
 @pytest.mark.parametrize("block", ini_blocks() or [None])
-def test_example_of_the_readme(check, block):
+def test_example_of_the_readme(check, tmp_path, block):
     """Every configuration example of the README is a good configuration."""
     assert block or not readme(), "the README has no ```ini block"
+    key = fake_metadata.make_rsa_key(1024)
+    for name, text in (
+            ("/etc/fake-metadata.key", key.in_pem()),
+            ("/etc/fake-metadata.pem",
+             fake_metadata.pem("CERTIFICATE", fake_metadata.make_certificate(key)))):
+        (tmp_path / os.path.basename(name)).write_text(text)
+        block = block.replace(name, str(tmp_path / os.path.basename(name)))
 
     assert check(block)[0] == 0, check(block)[1]
 

@@ -249,7 +249,7 @@ def test_error_of_a_method_is_a_500(make_metadata, monkeypatch):
 
 
 @pytest.mark.parametrize("headers, is_closed", [
-    (b"", False), (b"Connection: close\r\n", True), (b"Connection: keep-alive\r\n", False)])
+    (b"", True), (b"Connection: close\r\n", True), (b"Connection: keep-alive\r\n", False)])
 def test_close_connection(make_metadata, headers, is_closed):
     """close_connection is True when the request in front was the last one."""
     seen = []

@@ -7,13 +7,20 @@ import socket
 # headers: [(name, value)] in their order
 Answer = collections.namedtuple("Answer", "status headers body")
 STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3}) [A-Z][A-Za-z' -]+\r\n")
-PROBE = b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+PROBE = (b"GET /latest/meta-data/instance-id HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+         b"Connection: keep-alive\r\n\r\n")
 
 
-def request(line, *headers, body=b"", host="127.0.0.1"):
-    """Return the bytes of a request: line (HTTP/1.1 unless it says), Host unless None, headers."""
+def request(line, *headers, body=b"", host="127.0.0.1", keep=True):
+    """Return the bytes of a request: line (HTTP/1.1 unless it says), Host unless None, headers.
+
+    It asks for keep-alive, unless `keep` is False, a header says what it wants, or by HTTP/1.0.
+    """
+    keep = keep and " HTTP/" not in line and not any(
+        header.lower().startswith("connection:") for header in headers)
     line += "" if " HTTP/" in line else " HTTP/1.1"
     lines = [line] + (["Host: " + host] if host is not None else []) + list(headers)
+    lines += ["Connection: keep-alive"] if keep else []
     return "\r\n".join(lines + ["", ""]).encode("latin-1") + body
 
 
