@@ -2390,9 +2390,9 @@ class MetadataService:
         """Return the credentials of the role that path, id or Authorization name."""
         if path != POD_PATH:
             return self.find(path)
-        ids = urllib.parse.parse_qs(query).get("id")
-        if ids:
-            return self.find("%s?id=%s" % (path, ids[0]))
+        role = credentials_id(query)
+        if role is not None:
+            return self.find("%s?id=%s" % (path, role))
         for role, wanted in self._authorizations.items():
             if role in self._pods and wanted.admits(authorization):
                 return self._pods[role]
@@ -2441,6 +2441,11 @@ class MetadataService:
 
 
 CONTAINER_PATH = re.compile("/(v1/credentials|v2/credentials|creds|role)([/?].*)?", re.DOTALL)
+
+
+def credentials_id(query: str) -> Optional[str]:
+    """Return the id that a query names; None if there is none."""
+    return urllib.parse.parse_qs(query, keep_blank_values=True).get("id", [None])[0]
 
 
 class Authorization:
@@ -3138,8 +3143,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def has_task_form(self):
         """Tell whether a container endpoint has the form of the ECS agent."""
         if self.request.path == POD_PATH:
-            return "id=" in self.request.query
-        return not self.request.path.startswith(("/creds", "/role"))
+            return credentials_id(self.request.query) is not None
+        return not self.request.path.startswith(("/v1/", "/creds", "/role"))
 
     def wait_for_document(self):
         """Wait for credentials or a signature under way, for as long as clients have patience."""
@@ -3212,7 +3217,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.has_task_form():
             return text_error(404, "404 page not found")
         version = "V1" if self.request.path == POD_PATH else "V2"
-        if self.request.path == "/v2/credentials" or self.request.query == "id=":
+        if self.request.path == "/v2/credentials" or credentials_id(self.request.query) == "":
             return task_error(400, "NoIdInRequest", (
                 "Credentials%sRequest: No Credential ID in the request" % version))
         return task_error(400, "InvalidIdInRequest", (

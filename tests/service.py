@@ -24,7 +24,7 @@ at = next(n for n, argument in enumerate(sys.argv) if "=" not in argument and n)
 for limit in sys.argv[1:at]:
     name, value = limit.split("=")
     assert hasattr(fake_metadata, name), name
-    setattr(fake_metadata, name, float(value))
+    setattr(fake_metadata, name, float(value) if "." in value else int(value))
 sys.exit(fake_metadata.main(sys.argv[at + 2:]))
 """ % ROOT
 
