@@ -122,7 +122,7 @@ class Endpoint:
 
     def _request(self, method, path, headers):
         lines = ["%s %s HTTP/1.1" % (method, path), "Host: %s:%d" % (self.host, self.port),
-                 "Accept-Encoding: identity",
+                 "Accept-Encoding: identity", "Connection: keep-alive",
                  "User-Agent: Boto3/1.34.46 md/Botocore#1.34.46 ua/2.0 os/linux lang/python#3.11.2"]
         return "\r\n".join(lines + ["%s: %s" % header for header in headers] + ["", ""])
 
