@@ -39,6 +39,7 @@ import datetime
 import difflib
 import email.utils
 import errno
+import fcntl
 import functools
 import hashlib
 import heapq
@@ -107,6 +108,7 @@ IDENTITY_ROLE = "aws:ec2-instance"
 
 # Signatures of the identity document.
 SIGNING_KEY_BITS = 2048
+MAX_KEY_BITS = 4096  # nobody else is served while a larger one signs
 IDENTITY_FILE = "instance-identity.pem"  # in the state directory
 BOX_IDENTITY = "/var/lib/fake-metadata/" + IDENTITY_FILE  # of the service on a box
 PUBLIC_EXPONENT = 65537
@@ -1083,7 +1085,9 @@ def blocks_of_vpc(address: str, shared: Optional[List[str]]) -> List[str]:
     """List the IPv4 blocks of the VPC; it has some for an IPv6-only interface too (captures)."""
     if address:
         return blocks_of(address, shared, 16)
-    return list(shared or [DEFAULT_VPC_BLOCK])
+    if shared is None:
+        return [DEFAULT_VPC_BLOCK]
+    return list(shared)
 
 
 def blocks_of(address: str, shared: Optional[List[str]], bits: int) -> List[str]:
@@ -2139,8 +2143,10 @@ def read_rsa_key(text: str) -> RSAKey:
     if len(numbers) != 8:
         raise ValueError("no key")
     key = RSAKey(*numbers)
-    if key.modulus != key.prime1 * key.prime2 or key.modulus.bit_length() < 1024:
-        raise ValueError("damaged, or too short")
+    if not 1024 <= key.modulus.bit_length() <= MAX_KEY_BITS:
+        raise ValueError("too short, or too long")
+    if key.modulus != key.prime1 * key.prime2:
+        raise ValueError("damaged")
     return key
 
 
@@ -2196,12 +2202,10 @@ class Signer:
     def key_and_certificate(self) -> Tuple[RSAKey, bytes]:
         """Return key and certificate; make and keep them if there are none."""
         if not self._pair and self._path:
-            self._pair = read_identity(self._path)
+            with locked(os.path.dirname(self._path)):
+                self._pair = kept_identity(self._path)
         if not self._pair:
-            key = make_rsa_key(SIGNING_KEY_BITS)
-            self._pair = key, make_certificate(key)
-            if self._path:
-                keep(self._path, key.in_pem() + pem("CERTIFICATE", self._pair[1]))
+            self._pair = made_identity()
         return self._pair
 
     def _sign_in_thread(self, document):
@@ -2231,6 +2235,40 @@ def identity_path(environ: Dict[str, str]) -> str:
     return os.path.join(directory, IDENTITY_FILE) if directory else ""
 
 
+def made_identity() -> Tuple[RSAKey, bytes]:
+    """Make a key and its certificate."""
+    key = make_rsa_key(SIGNING_KEY_BITS)
+    return key, make_certificate(key)
+
+
+def kept_identity(path: str) -> Tuple[RSAKey, bytes]:
+    """Read key and certificate from the file of a Signer; make that file if there is none."""
+    identity = read_identity(path)
+    if not identity:
+        identity = made_identity()
+        key, certificate = identity
+        keep(path, key.in_pem() + pem("CERTIFICATE", certificate))
+    return identity
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Wait until no other process has a directory locked; lock it in the block.
+
+    Otherwise two services, or a service and --certificate, could each make a key and keep one.
+    """
+    try:
+        file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nothing can be kept there either
+        yield
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
 def read_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
     """Read key and certificate from the file of a Signer; None if it is not there, or damaged."""
     try:
@@ -2247,7 +2285,7 @@ def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
             raise ConfigError("[instance-identity] certificate: needs a key beside it")
         return None
     key = read_pem_file("key", settings["key"], read_rsa_key,
-                        "an RSA key without a passphrase, of 1024 bits at least")
+                        "an RSA key without a passphrase, of 1024 to %d bits" % MAX_KEY_BITS)
     if not settings["certificate"]:
         return key, make_certificate(key)
     certificate = read_pem_file("certificate", settings["certificate"], read_certificate,
@@ -2477,6 +2515,7 @@ class Authorization:
             self._token = read_file(self._path, MAX_SOURCE_BYTES).decode("latin-1").strip()
         except OSError:
             self._token = ""
+            self._fingerprint = None  # look again, even if the file stays as it is
 
 
 def authorizations(config: dict) -> Dict[str, Authorization]:
@@ -2979,7 +3018,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("closed by the client")
             self.received += data
         self.received = self.received[end:]
-        self.close_connection = not request.keeps_connection(bool(self.received))
+        # Not an empty line, which scripts with `echo -e "GET ...\r\n\r\n"` send behind it.
+        has_next = bool(self.received.strip(b"\r\n"))
+        self.close_connection = not request.keeps_connection(has_next)
         return request
 
     def read_received(self):
@@ -4701,11 +4742,22 @@ def print_certificate(options: argparse.Namespace) -> None:
     if not identity and path:
         Signer(None, path, warn, None).key_and_certificate()
     path = path or BOX_IDENTITY
-    identity = identity or read_identity(path)
+    identity = identity or awaited_identity(path)
     if not identity:
         raise ConfigError("no certificate in %s: start the service on this box and ask as root, or "
                           "name a folder for it in STATE_DIRECTORY" % path)
     print(pem("CERTIFICATE", identity[1]), end="")
+
+
+def awaited_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
+    """Read key and certificate, which a service that has just started may still be making."""
+    give_up = time.monotonic() + SIGNATURES_PATIENCE
+    while os.access(os.path.dirname(path), os.R_OK | os.X_OK) and time.monotonic() < give_up:
+        identity = read_identity(path)
+        if identity:
+            return identity
+        time.sleep(DOCUMENT_POLL)
+    return None
 
 
 def print_dump(options: argparse.Namespace) -> None:

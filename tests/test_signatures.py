@@ -300,6 +300,7 @@ def write(path, text):
 
 
 KEY, WANTED = PAIR.in_pem(), "has to have an RSA key without a passphrase"
+LONG = fake_metadata.RSAKey(*(number << 3073 for number in PAIR)).in_pem()
 CERTIFICATE = pem("CERTIFICATE", make_certificate(PAIR))
 SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
 
@@ -308,7 +309,7 @@ SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
     (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
     ("", None, WANTED), ("no PEM", None, WANTED), (CERTIFICATE, None, WANTED),
     (KEY.replace("A", "B"), None, WANTED), (KEY[:300] + KEY[-40:], None, WANTED),
-    (SHORT, None, WANTED), ("\u00e9" + KEY, None, WANTED),
+    (SHORT, None, WANTED), (LONG, None, WANTED), ("\u00e9" + KEY, None, WANTED),
     (KEY.replace("RSA PRIVATE", "ENCRYPTED PRIVATE"), None, WANTED),
     (KEY.replace("RSA PRIVATE", "PRIVATE"), None, WANTED),
     (KEY, "", "has to have a certificate in it"), (KEY, KEY, "has to have a certificate in it"),
