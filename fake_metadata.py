@@ -103,6 +103,8 @@ OWN_HOSTS = (
 
 IDENTITY_DOCUMENT = "/latest/dynamic/instance-identity/document"
 
+EMPTY_VALUE = '""'  # in [metadata]: a path that is there, and empty
+
 # Every instance has this role, with an instance profile or without one.
 IDENTITY_ROLE = "aws:ec2-instance"
 
@@ -196,19 +198,24 @@ def identity_document(i: Instance) -> str:
     })
 
 
-def identity_signature(i: Instance) -> SignedDocument:
+def identity_signature(i: Instance) -> Optional[SignedDocument]:
     """Serve the signature of the identity document, in base64."""
-    return SignedDocument(i.signer, signed_text(i), "signature", i.now)
+    return signed_document(i, "signature")
 
 
-def identity_pkcs7(i: Instance) -> SignedDocument:
+def identity_pkcs7(i: Instance) -> Optional[SignedDocument]:
     """Serve the identity document and its signature in PKCS#7, without the lines of PEM."""
-    return SignedDocument(i.signer, signed_text(i), "pkcs7", i.now)
+    return signed_document(i, "pkcs7")
 
 
-def signed_text(i: Instance) -> str:
-    """Return the identity document, or the one that the user has put in its place."""
-    return i.own.get(IDENTITY_DOCUMENT) or identity_document(i)
+def signed_document(i: Instance, form: str) -> Optional[SignedDocument]:
+    """Sign the identity document, or what the user has put in its place, if that is anything."""
+    text = identity_document(i)
+    if IDENTITY_DOCUMENT in i.own:
+        text = own_text(i.own[IDENTITY_DOCUMENT], i.now)
+    if not text:
+        return None
+    return SignedDocument(i.signer, text, form, i.now)
 
 
 def iam_info(i: Instance) -> Optional[str]:
@@ -233,8 +240,8 @@ def identity_info(i: Instance) -> str:
 
 
 def role_credentials(i: Instance) -> RotatingDocument:
-    """Serve the credentials of the instance profile's role, or of i.container_role."""
-    return RotatingDocument(i.credentials[i.container_role], credentials_document)
+    """Serve the credentials of the instance profile's role, or of i.served_role."""
+    return RotatingDocument(i.credentials[i.served_role], credentials_document)
 
 
 def extended_credentials(i: Instance) -> RotatingDocument:
@@ -248,31 +255,31 @@ def identity_credentials(i: Instance) -> RotatingDocument:
     return RotatingDocument(i.credentials[IDENTITY_ROLE], credentials_document)
 
 
-def task_credentials(i: Instance) -> RotatingDocument:
+def task_credentials(i: Instance) -> Optional[RotatingDocument]:
     """Serve the credentials of a role in the form of the ECS agent."""
-    render = functools.partial(task_document, role_arn=arn_of_role(i))
-    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+    return container_credentials(i, functools.partial(task_document, role_arn=arn_of_role(i)))
 
 
 def pod_credentials(i: Instance) -> Optional[RotatingDocument]:
     """Serve the credentials of a role in the form of the EKS Pod Identity agent."""
-    if i.container_role is None:
-        return None
-    render = functools.partial(pod_document, account_id=i.account_id)
-    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+    return container_credentials(i, functools.partial(pod_document, account_id=i.account_id))
 
 
 def local_credentials(i: Instance) -> Optional[RotatingDocument]:
     """Serve the credentials of a role in the form of ECS local container endpoints."""
-    if i.container_role is None:
+    return container_credentials(i, functools.partial(local_document, role_arn=arn_of_role(i)))
+
+
+def container_credentials(i: Instance, render: Callable) -> Optional[RotatingDocument]:
+    """Serve the credentials of i.served_role; None if the instance has no role."""
+    if i.served_role is None:
         return None
-    render = functools.partial(local_document, role_arn=arn_of_role(i))
-    return RotatingDocument(i.credentials[i.container_role], render, "application/json")
+    return RotatingDocument(i.credentials[i.served_role], render, "application/json")
 
 
 def arn_of_role(i: Instance) -> str:
-    """Return the ARN of the role of i.container_role."""
-    return "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.container_role)
+    """Return the ARN of i.served_role."""
+    return "arn:%s:iam::%s:role/%s" % (i.partition, i.account_id, i.served_role)
 
 
 def tag_set(i: Instance) -> Optional[str]:
@@ -381,10 +388,9 @@ ROUTES = {
     "/latest/user-data": user_data,
     # Container endpoints, for AWS_CONTAINER_CREDENTIALS_FULL_URI and ..._RELATIVE_URI.
     "/creds": local_credentials,
-    "/role/{container_role}": local_credentials,
+    "/role/{served_role}": local_credentials,
     "/v1/credentials": pod_credentials,  # of the instance's role, unless Authorization says whose
-    "/v1/credentials?id={container_role}": task_credentials,
-    "/v2/credentials/{container_role}": task_credentials,
+    "/v2/credentials/{served_role}": task_credentials,  # and /v1/credentials?id=ROLE
 }
 
 # Placeholder in a path -> the list of the instance whose members take its place, a path for each.
@@ -394,7 +400,7 @@ MEMBERS = {
     "{key_number}": "public_keys",
     "{tag}": "tags",
     "{volume}": "volumes",
-    "{container_role}": "container_roles",
+    "{served_role}": "served_roles",
 }
 
 # Below these, directories list what is in them; elsewhere a directory is a row of ROUTES, or 404.
@@ -416,7 +422,7 @@ def build_tree(i: Instance) -> Dict[str, ServedDocument]:
         for member in members.get(part, [i]):
             add_row(documents, path, value, member)
     for path, (role, make_document) in i.role_paths.items():
-        documents[path] = make_document(member_of(i, Instance(container_role=role)))
+        documents[path] = make_document(member_of(i, Instance(served_role=role)))
     for path, text in i.own.items():
         add_own(documents, path, text, i.now)
     check_nesting(documents, i.role_paths)
@@ -477,24 +483,24 @@ def own_path(key: str) -> str:
     return "/latest/meta-data/" + key.strip("/")
 
 
-EMPTY_VALUE = '""'  # of a path in [metadata] that is there, and empty
-LAST_UPDATED = re.compile('("LastUpdated" ?: ?)"[^"]*"')
-
-
 def add_own(documents: dict, path: str, text: str, now: float) -> None:
-    """Add one of the user's own values; an empty one removes the path and all below it.
-
-    LastUpdated moves in it, as it does in the document that it replaces.
-    """
+    """Add one of the user's own values; an empty one removes the path and all below it."""
     if text:
-        served = LAST_UPDATED.sub(r'\1"%s"' % utc(now), text)
-        if text == EMPTY_VALUE:
-            served = ""
-        documents[path] = Document(served, modified=now)
+        documents[path] = Document(own_text(text, now), modified=now)
         return
     for other in list(documents):
         if other == path or other.startswith(path + "/"):
             del documents[other]
+
+
+def own_text(text: str, now: float) -> str:
+    """Return a value of [metadata] as it is served.
+
+    LastUpdated moves in it, as it does in the document that it replaces.
+    """
+    if text == EMPTY_VALUE:
+        return ""
+    return re.sub('("LastUpdated" ?: ?)"[^"]*"', r'\1"%s"' % utc(now), text)
 
 
 def check_nesting(documents: dict, role_paths: dict) -> None:
@@ -1142,9 +1148,11 @@ def made_number(lowest: int, highest: int, *seed: str) -> int:
 
 
 def account_characters(account_id: str, data: bytes) -> str:
-    """Make the 16 characters behind ASIA, AKIA or AIPA: the account, and 39 bits of the data.
+    """Make the 16 characters behind ASIA, AKIA or AIPA, 80 bits in base32.
 
     AWS tools read the account back (`aws sts get-access-key-info`).
+
+        1 | account id 40 bits | 39 bits of the data
     """
     bits = 1 << 79 | int(account_id) << 39 | int.from_bytes(data[:5], "big") >> 1
     return base64.b32encode(bits.to_bytes(10, "big")).decode()
@@ -1971,184 +1979,8 @@ def role_settings(config: dict) -> Dict[str, dict]:
 # ---------------------------------------------------------------- signatures ------------------
 #
 # The identity document is signed as on EC2, by RSA with SHA-256; AWS's certificates verify its
-# signatures there, and a certificate of our own does here. The encoding is DER (X.690).
-
-class RSAKey(NamedTuple):
-    """A private key: the numbers of RFC 8017, appendix A.1.2, in their order."""
-
-    modulus: int
-    public_exponent: int
-    private_exponent: int
-    prime1: int
-    prime2: int
-    exponent1: int
-    exponent2: int
-    coefficient: int
-
-    def sign(self, data: bytes) -> bytes:
-        """Sign data (RSASSA-PKCS1-v1_5 with SHA-256; RFC 8017, section 8.2.1)."""
-        size = (self.modulus.bit_length() + 7) // 8
-        info = der(SEQUENCE, SHA256, der(OCTET_STRING, hashlib.sha256(data).digest()))
-        padding = b"\xff" * (size - len(info) - 3)
-        message = int.from_bytes(b"\0\1" + padding + b"\0" + info, "big")
-        # By the Chinese remainder theorem, which takes a quarter of the time.
-        first = pow(message, self.exponent1, self.prime1)
-        second = pow(message, self.exponent2, self.prime2)
-        step = (first - second) * self.coefficient % self.prime1
-        return (second + step * self.prime2).to_bytes(size, "big")
-
-    def in_pem(self) -> str:
-        """Write the key as a PEM block."""
-        return pem("RSA PRIVATE KEY", der(SEQUENCE, *map(der_integer, (0, *self))))
-
-    def public_part(self) -> bytes:
-        """Encode the public key as certificates have it (RFC 8017, appendix A.1.1)."""
-        return der(SEQUENCE, der_integer(self.modulus), der_integer(self.public_exponent))
-
-
-def make_rsa_key(bits: int, randomness: Randomness = os.urandom) -> RSAKey:
-    """Make a key; with 2048 bits that takes up to some seconds."""
-    p, q = make_prime(bits // 2, randomness), make_prime(bits // 2, randomness)
-    order = (p - 1) * (q - 1)
-    inverse = pow(-order, PUBLIC_EXPONENT - 2, PUBLIC_EXPONENT)  # by Fermat, modulo a prime
-    private = (order * inverse + 1) // PUBLIC_EXPONENT
-    return RSAKey(p * q, PUBLIC_EXPONENT, private, p, q, private % (p - 1), private % (q - 1),
-                  pow(q, p - 2, p))
-
-
-def make_prime(bits: int, randomness: Randomness) -> int:
-    """Make a prime number whose two highest bits are set, for the exponent of our keys.
-
-    Of random numbers of this size hardly one in 10**40 passes Fermat's test and is no prime.
-    """
-    small_factors = math.factorial(2000)
-    while True:
-        number = int.from_bytes(randomness(bits // 8), "big") | 3 << (bits - 2) | 1
-        if math.gcd(number, small_factors) > 1 or number % PUBLIC_EXPONENT == 1:
-            continue
-        if all(pow(base, number - 1, number) == 1 for base in (2, 3, 5)):
-            return number
-
-
-INTEGER, BIT_STRING, OCTET_STRING, NULL, OBJECT_ID = 0x02, 0x03, 0x04, 0x05, 0x06
-PRINTABLE_STRING, UTC_TIME, SEQUENCE, SET, CONTEXT_0 = 0x13, 0x17, 0x30, 0x31, 0xa0
-
-
-def der(tag: int, *parts: bytes) -> bytes:
-    """Encode a value, given as the parts of its content."""
-    content = b"".join(parts)
-    length = len(content)
-    if length < 128:
-        return bytes([tag, length]) + content
-    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
-    return bytes([tag, 128 + len(octets)]) + octets + content
-
-
-def der_integer(number: int) -> bytes:
-    """Encode a whole number that is not negative."""
-    return der(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
-
-
-def der_values(data: bytes) -> List[Tuple[int, bytes]]:
-    """Take values apart that follow each other, as (tag, content). Raises ValueError."""
-    values = []
-    while data:
-        head, length = 2, data[1:2]
-        if length >= b"\x80":
-            head += length[0] - 128
-            length = data[2:head]
-        end = head + int.from_bytes(length, "big")
-        if not length or end > len(data):
-            raise ValueError("not in DER")
-        values.append((data[0], data[head:end]))
-        data = data[end:]
-    return values
-
-
-DATA = bytes.fromhex("06092a864886f70d010701")  # 1.2.840.113549.1.7.1, of PKCS#7
-SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # 1.2.840.113549.1.7.2
-SHA256 = der(SEQUENCE, bytes.fromhex("0609608648016503040201"), der(NULL))
-RSA = der(SEQUENCE, bytes.fromhex("06092a864886f70d010101"), der(NULL))
-RSA_SHA256 = der(SEQUENCE, bytes.fromhex("06092a864886f70d01010b"), der(NULL))
-COMMON_NAME = bytes.fromhex("0603550403")  # 2.5.4.3
-
-
-def make_certificate(key: RSAKey) -> bytes:
-    """Make a certificate of a key, signed by itself; always the same one (RFC 5280)."""
-    common_name = der(SEQUENCE, COMMON_NAME, der(PRINTABLE_STRING, b"fake-metadata"))
-    name = der(SEQUENCE, der(SET, common_name))
-    public_part = key.public_part()
-    serial = int.from_bytes(hashlib.sha256(public_part).digest()[:8], "big")
-    # Wide enough for any clock that a test sets.
-    validity = der(SEQUENCE, der(UTC_TIME, b"120101000000Z"), der(UTC_TIME, b"491231235959Z"))
-    content = der(
-        SEQUENCE, der_integer(serial), RSA_SHA256, name, validity, name,
-        der(SEQUENCE, RSA, der(BIT_STRING, b"\0", public_part)))
-    return der(SEQUENCE, content, RSA_SHA256, der(BIT_STRING, b"\0", key.sign(content)))
-
-
-def issuer_and_serial(certificate: bytes) -> bytes:
-    """Take from a certificate what names it in a signature. Raises ValueError."""
-    (_, content), = der_values(certificate)
-    (_, to_be_signed), *_ = der_values(content)
-    (tag, serial), *fields = der_values(to_be_signed)
-    if tag == CONTEXT_0:  # the version, which our own certificates do not have
-        (_, serial), *fields = fields
-    _, (_, issuer), *_ = fields
-    return der(SEQUENCE, der(SEQUENCE, issuer), der(INTEGER, serial))
-
-
-def signed_data(document: bytes, signature: bytes, certificate: bytes) -> bytes:
-    """Wrap a document and its signature in PKCS#7 (RFC 2315), without the certificate as on EC2."""
-    signer = der(
-        SEQUENCE, der_integer(1), issuer_and_serial(certificate), SHA256, RSA,
-        der(OCTET_STRING, signature))
-    return der(SEQUENCE, SIGNED_DATA, der(CONTEXT_0, der(
-        SEQUENCE, der_integer(1), der(SET, SHA256),
-        der(SEQUENCE, DATA, der(CONTEXT_0, der(OCTET_STRING, document))),
-        der(SET, signer))))
-
-
-def base64_lines(data: bytes, width: int = 76) -> str:
-    """Encode bytes in lines as the signatures of the real service have them (capture)."""
-    return "\n".join(textwrap.wrap(base64.b64encode(data).decode(), width))
-
-
-def pem(kind: str, data: bytes) -> str:
-    """Write bytes as a block of a PEM file (RFC 7468)."""
-    return "-----BEGIN %s-----\n%s\n-----END %s-----\n" % (kind, base64_lines(data, 64), kind)
-
-
-PEM_BLOCK = re.compile("-----BEGIN ([A-Z0-9 ]+)-----([^-]*)-----END \\1-----")
-
-
-def read_pem(text: str, *kinds: str) -> Tuple[str, bytes]:
-    """Find the first block of some kinds in a PEM file. Raises ValueError."""
-    for kind, data in PEM_BLOCK.findall(text):
-        if kind in kinds:
-            return kind, base64.b64decode("".join(data.split()), validate=True)
-    raise ValueError("no such block")
-
-
-def read_rsa_key(text: str) -> RSAKey:
-    """Read a key from a PEM file, as openssl writes it. Raises ValueError."""
-    kind, data = read_pem(text, "PRIVATE KEY", "RSA PRIVATE KEY")
-    (_, content), = der_values(data)
-    if kind == "PRIVATE KEY":  # PKCS#8 (RFC 5208): version, algorithm, and the same as PKCS#1
-        _, (_, algorithm), (_, inner), *_ = der_values(content)
-        if algorithm != RSA[2:]:
-            raise ValueError("not for RSA")
-        (_, content), = der_values(inner)
-    _, *numbers = [int.from_bytes(number, "big") for _, number in der_values(content)]
-    if len(numbers) != 8:
-        raise ValueError("no key")
-    key = RSAKey(*numbers)
-    if not 1024 <= key.modulus.bit_length() <= MAX_KEY_BITS:
-        raise ValueError("too short, or too long")
-    if key.modulus != key.prime1 * key.prime2:
-        raise ValueError("damaged")
-    return key
-
+# signatures there, and a certificate of our own does here. An identity is a key with its
+# certificate.
 
 class Signatures(NamedTuple):
     """The signatures of one document, in the form in which they are served."""
@@ -2160,21 +1992,20 @@ class Signatures(NamedTuple):
 class Signer:
     """Signs the identity document, in a thread of its own: a new key takes seconds.
 
-    The key is that of the configuration, or else one that is made when it is first needed, and
-    kept in the file `path`: two PEM blocks, RSA PRIVATE KEY and CERTIFICATE. Without a path it
-    lasts as long as the Signer.
-
-    `sign` and `start` are to be called in the thread of the server. `call_soon_threadsafe` hands
-    what was made over to that thread; `say` writes to the log.
+    `identity` is that of the configuration, or None: then `make_identity()` makes one, in the
+    thread, when it is first needed. `sign` and `start` are to be called in the thread of the
+    server; `call_soon_threadsafe` hands what was made over to it. `say` writes to the log.
     """
 
-    def __init__(self, identity, path, say, call_soon_threadsafe):
-        self.identity = identity  # (RSAKey, certificate) of the configuration, or None
+    def __init__(self, identity, make_identity, say, call_soon_threadsafe, clock=time.monotonic):
+        self.identity = identity
         self.pending = False  # the thread is at work
-        self._pair = identity
-        self._path = path
+        self._current = identity
+        self._make_identity = make_identity
         self._say = say
         self._call_soon_threadsafe = call_soon_threadsafe
+        self._clock = clock
+        self._retry_at = 0  # after a failure
         self._signed = None  # the last document
         self._signatures = None
 
@@ -2186,36 +2017,25 @@ class Signer:
         return None
 
     def start(self, document: bytes = b"") -> None:
-        """Begin to sign a document, unless the thread is at work already.
+        """Begin to sign a document, unless the thread is at work, or has failed just now.
 
-        Without a document it only makes the key.
+        Without a document it only makes the identity.
         """
-        if self.pending:
+        if self.pending or self._clock() < self._retry_at:
             return
         self.pending = True
         thread = threading.Thread(target=self._sign_in_thread, args=(document,), daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads
-            self.pending = False
-
-    def key_and_certificate(self) -> Tuple[RSAKey, bytes]:
-        """Return key and certificate; make and keep them if there are none."""
-        if not self._pair and self._path:
-            with locked(os.path.dirname(self._path)):
-                self._pair = kept_identity(self._path)
-        if not self._pair:
-            self._pair = made_identity()
-        return self._pair
+        except RuntimeError as error:  # no more threads
+            self._take(document, None, str(error))
 
     def _sign_in_thread(self, document):
         signatures, trouble = None, ""
         try:
-            key, certificate = self.key_and_certificate()
-            signature = key.sign(document)
-            signatures = Signatures(
-                base64_lines(signature),
-                base64_lines(signed_data(document, signature, certificate)))
+            if not self._current:
+                self._current = self._make_identity()
+            signatures = signatures_of(document, *self._current)
         except Exception as error:
             trouble = place_of(error)
         self._call_soon_threadsafe(
@@ -2224,13 +2044,21 @@ class Signer:
     def _take(self, document, signatures, trouble):
         self.pending = False
         if trouble:
+            self._retry_at = self._clock() + 1
             self._say("no signatures of the identity document: " + trouble)
         else:
             self._signed, self._signatures = document, signatures
 
 
+def signatures_of(document: bytes, key: RSAKey, certificate: bytes) -> Signatures:
+    """Sign a document."""
+    signature = key.sign(document)
+    return Signatures(
+        base64_lines(signature), base64_lines(signed_data(document, signature, certificate)))
+
+
 def identity_path(environ: Dict[str, str]) -> str:
-    """Return the path at which a Signer keeps its key; "" if it keeps none."""
+    """Return the path at which the identity is kept; "" if it is in memory."""
     directory = environ.get("STATE_DIRECTORY")
     return os.path.join(directory, IDENTITY_FILE) if directory else ""
 
@@ -2242,13 +2070,16 @@ def made_identity() -> Tuple[RSAKey, bytes]:
 
 
 def kept_identity(path: str) -> Tuple[RSAKey, bytes]:
-    """Read key and certificate from the file of a Signer; make that file if there is none."""
-    identity = read_identity(path)
-    if not identity:
-        identity = made_identity()
-        key, certificate = identity
-        keep(path, key.in_pem() + pem("CERTIFICATE", certificate))
-    return identity
+    """Read an identity from a file; make it, and the file, if there is none.
+
+    The file has two PEM blocks, RSA PRIVATE KEY and CERTIFICATE.
+    """
+    with locked(os.path.dirname(path)):
+        identity = read_identity(path)
+        if not identity:
+            identity = key, certificate = made_identity()
+            keep(path, key.in_pem() + pem("CERTIFICATE", certificate))
+        return identity
 
 
 @contextlib.contextmanager
@@ -2257,20 +2088,18 @@ def locked(directory: str) -> Iterator[None]:
 
     Otherwise two services, or a service and --certificate, could each make a key and keep one.
     """
-    try:
-        file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # nothing can be kept there either
+    with contextlib.ExitStack() as stack:
+        try:
+            file = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # nothing can be kept there, or locked
+            pass
         yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def read_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
-    """Read key and certificate from the file of a Signer; None if it is not there, or damaged."""
+    """Read an identity from a file of kept_identity; None if it is not there, or damaged."""
     try:
         text = read_file(path, MAX_SOURCE_BYTES).decode("ascii")
         return read_rsa_key(text), read_pem(text, "CERTIFICATE")[1]
@@ -2311,6 +2140,196 @@ def read_certificate(text: str) -> bytes:
     certificate = read_pem(text, "CERTIFICATE")[1]
     issuer_and_serial(certificate)
     return certificate
+
+
+# Keys of RSA (RFC 8017), and the encoding of what has to do with them, DER (X.690).
+
+class RSAKey(NamedTuple):
+    """A private key: the numbers of RFC 8017, appendix A.1.2, in their order."""
+
+    modulus: int
+    public_exponent: int
+    private_exponent: int
+    prime1: int
+    prime2: int
+    exponent1: int
+    exponent2: int
+    coefficient: int
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign data (RSASSA-PKCS1-v1_5 with SHA-256; RFC 8017, section 8.2.1)."""
+        message = self._padded(data)
+        # By the Chinese remainder theorem, which takes a quarter of the time.
+        first = pow(message, self.exponent1, self.prime1)
+        second = pow(message, self.exponent2, self.prime2)
+        step = (first - second) * self.coefficient % self.prime1
+        return (second + step * self.prime2).to_bytes(self._size(), "big")
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Tell whether data has a signature of this key."""
+        number = int.from_bytes(signature, "big")
+        return pow(number, self.public_exponent, self.modulus) == self._padded(data)
+
+    def _size(self):
+        return (self.modulus.bit_length() + 7) // 8
+
+    def _padded(self, data):
+        """Hash data and pad the hash to the size of the modulus (RFC 8017, section 9.2)."""
+        info = der(SEQUENCE, SHA256, der(OCTET_STRING, hashlib.sha256(data).digest()))
+        padding = b"\xff" * (self._size() - len(info) - 3)
+        return int.from_bytes(b"\0\1" + padding + b"\0" + info, "big")
+
+    def in_pem(self) -> str:
+        """Write the key as a PEM block."""
+        return pem("RSA PRIVATE KEY", der(SEQUENCE, *map(der_integer, (0, *self))))
+
+    def public_part(self) -> bytes:
+        """Encode the public key as certificates have it (RFC 8017, appendix A.1.1)."""
+        return der(SEQUENCE, der_integer(self.modulus), der_integer(self.public_exponent))
+
+
+def make_rsa_key(bits: int, randomness: Randomness = os.urandom) -> RSAKey:
+    """Make a key; with 2048 bits that takes up to some seconds."""
+    p, q = make_prime(bits // 2, randomness), make_prime(bits // 2, randomness)
+    order = (p - 1) * (q - 1)
+    # The inverse of the public exponent modulo the order; pow() finds one since Python 3.8 only,
+    # but since the exponent is prime, Fermat's theorem gives that of the order modulo it.
+    multiple = pow(-order, PUBLIC_EXPONENT - 2, PUBLIC_EXPONENT)
+    private = (order * multiple + 1) // PUBLIC_EXPONENT
+    return RSAKey(p * q, PUBLIC_EXPONENT, private, p, q, private % (p - 1), private % (q - 1),
+                  pow(q, p - 2, p))
+
+
+def make_prime(bits: int, randomness: Randomness) -> int:
+    """Make a prime number whose two highest bits are set, for the exponent of our keys.
+
+    Of random numbers of this size hardly one in 10**40 passes Fermat's test and is no prime.
+    """
+    small_factors = math.factorial(2000)
+    while True:
+        number = int.from_bytes(randomness(bits // 8), "big") | 3 << (bits - 2) | 1
+        if math.gcd(number, small_factors) > 1 or number % PUBLIC_EXPONENT == 1:
+            continue
+        if all(pow(base, number - 1, number) == 1 for base in (2, 3, 5)):
+            return number
+
+
+INTEGER, BIT_STRING, OCTET_STRING, NULL, OBJECT_ID = 0x02, 0x03, 0x04, 0x05, 0x06
+PRINTABLE_STRING, UTC_TIME, SEQUENCE, SET, CONTEXT_0 = 0x13, 0x17, 0x30, 0x31, 0xa0
+
+
+def der(tag: int, *parts: bytes) -> bytes:
+    """Encode a value, given as the parts of its content."""
+    content = b"".join(parts)
+    length = len(content)
+    if length < 128:
+        return bytes([tag, length]) + content
+    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
+    return bytes([tag, 128 + len(octets)]) + octets + content
+
+
+def der_integer(number: int) -> bytes:
+    """Encode a whole number that is not negative."""
+    return der(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def der_values(data: bytes) -> List[Tuple[int, bytes]]:
+    """Take apart values that follow each other, one at least: (tag, content). Raises ValueError."""
+    values = []
+    while data or not values:
+        head, length = 2, data[1:2]
+        if length >= b"\x80":
+            head += length[0] - 128
+            length = data[2:head]
+        end = head + int.from_bytes(length, "big")
+        if not length or end > len(data):
+            raise ValueError("not in DER")
+        values.append((data[0], data[head:end]))
+        data = data[end:]
+    return values
+
+
+DATA = bytes.fromhex("06092a864886f70d010701")  # 1.2.840.113549.1.7.1, of PKCS#7
+SIGNED_DATA = bytes.fromhex("06092a864886f70d010702")  # 1.2.840.113549.1.7.2
+SHA256 = der(SEQUENCE, bytes.fromhex("0609608648016503040201"), der(NULL))
+RSA = der(SEQUENCE, bytes.fromhex("06092a864886f70d010101"), der(NULL))
+RSA_SHA256 = der(SEQUENCE, bytes.fromhex("06092a864886f70d01010b"), der(NULL))
+COMMON_NAME = bytes.fromhex("0603550403")  # 2.5.4.3
+
+
+def make_certificate(key: RSAKey) -> bytes:
+    """Make a certificate of a key, signed by itself; always the same one (RFC 5280)."""
+    common_name = der(SEQUENCE, COMMON_NAME, der(PRINTABLE_STRING, b"fake-metadata"))
+    name = der(SEQUENCE, der(SET, common_name))
+    public_part = key.public_part()
+    serial = int.from_bytes(hashlib.sha256(public_part).digest()[:8], "big")
+    # Wide enough for any clock that a test sets.
+    validity = der(SEQUENCE, der(UTC_TIME, b"120101000000Z"), der(UTC_TIME, b"491231235959Z"))
+    content = der(
+        SEQUENCE, der_integer(serial), RSA_SHA256, name, validity, name,
+        der(SEQUENCE, RSA, der(BIT_STRING, b"\0", public_part)))
+    return der(SEQUENCE, content, RSA_SHA256, der(BIT_STRING, b"\0", key.sign(content)))
+
+
+def issuer_and_serial(certificate: bytes) -> bytes:
+    """Take from a certificate what names it in a signature. Raises ValueError."""
+    to_be_signed = der_values(der_values(der_values(certificate)[0][1])[0][1])
+    if to_be_signed[0][0] == CONTEXT_0:  # the version, which our own certificates do not have
+        del to_be_signed[0]
+    (_, serial), _, (_, issuer) = to_be_signed[:3]
+    return der(SEQUENCE, der(SEQUENCE, issuer), der(INTEGER, serial))
+
+
+def signed_data(document: bytes, signature: bytes, certificate: bytes) -> bytes:
+    """Wrap a document and its signature in PKCS#7 (RFC 2315), without the certificate as on EC2."""
+    signer = der(
+        SEQUENCE, der_integer(1), issuer_and_serial(certificate), SHA256, RSA,
+        der(OCTET_STRING, signature))
+    return der(SEQUENCE, SIGNED_DATA, der(CONTEXT_0, der(
+        SEQUENCE, der_integer(1), der(SET, SHA256),
+        der(SEQUENCE, DATA, der(CONTEXT_0, der(OCTET_STRING, document))),
+        der(SET, signer))))
+
+
+def base64_lines(data: bytes, width: int = 76) -> str:
+    """Encode bytes in lines as the signatures of the real service have them (capture)."""
+    return "\n".join(textwrap.wrap(base64.b64encode(data).decode(), width))
+
+
+def pem(kind: str, data: bytes) -> str:
+    """Write bytes as a block of a PEM file (RFC 7468)."""
+    return "-----BEGIN %s-----\n%s\n-----END %s-----\n" % (kind, base64_lines(data, 64), kind)
+
+
+PEM_BLOCK = re.compile("-----BEGIN ([A-Z0-9 ]+)-----([^-]*)-----END \\1-----")
+
+
+def read_pem(text: str, *kinds: str) -> Tuple[str, bytes]:
+    """Find the first block of some kinds in a PEM file. Raises ValueError."""
+    for kind, data in PEM_BLOCK.findall(text):
+        if kind in kinds:
+            return kind, base64.b64decode("".join(data.split()), validate=True)
+    raise ValueError("no such block")
+
+
+def read_rsa_key(text: str) -> RSAKey:
+    """Read a key from a PEM file, as openssl writes it. Raises ValueError."""
+    kind, data = read_pem(text, "PRIVATE KEY", "RSA PRIVATE KEY")
+    _, content = der_values(data)[0]
+    if kind == "PRIVATE KEY":  # PKCS#8 (RFC 5208): version, algorithm, and the same as PKCS#1
+        _, (_, algorithm), (_, inner) = der_values(content)[:3]
+        if algorithm != RSA[2:]:
+            raise ValueError("not for RSA")
+        _, content = der_values(inner)[0]
+    numbers = [int.from_bytes(number, "big") for _, number in der_values(content)]
+    if len(numbers) != 9:
+        raise ValueError("no key")
+    key = RSAKey(*numbers[1:])  # behind the version
+    if not 1024 <= key.modulus.bit_length() <= MAX_KEY_BITS:
+        raise ValueError("too short, or too long")
+    if not key.prime1 or not key.prime2 or not key.verifies(key.sign(b""), b""):
+        raise ValueError("damaged")
+    return key
 
 
 # ---------------------------------------------------------------- session tokens --------------
@@ -2396,13 +2415,13 @@ class MetadataService:
         self._instance.credentials = credentials
         self._instance.signer = signer
         self._instance.user_data = read_user_data(config["user-data"])
-        self._instance.container_role = self._instance.role
-        self._instance.container_roles = [
-            Instance(container_role=role) for role in credentials if role != IDENTITY_ROLE]
+        self._instance.served_role = self._instance.role
+        self._instance.served_roles = [
+            Instance(served_role=role) for role in credentials if role != IDENTITY_ROLE]
         self._instance.role_paths = paths_of_roles(config)
         self._pods = {
-            member.container_role: pod_credentials(member)
-            for member in members_of(self._instance, "container_roles")}
+            member.served_role: pod_credentials(member)
+            for member in members_of(self._instance, "served_roles")}
         self._tree = {}
         self._built = self._stale = self._started
         self._check_tree_after_all_events()
@@ -2415,7 +2434,7 @@ class MetadataService:
             self._build(now)
         return self._tree.get(path)
 
-    def is_container_path(self, path: str) -> bool:
+    def is_for_containers(self, path: str) -> bool:
         """Tell whether a path is that of a container endpoint."""
         if CONTAINER_PATH.fullmatch(path):
             return True
@@ -2430,7 +2449,7 @@ class MetadataService:
             return self.find(path)
         role = credentials_id(query)
         if role is not None:
-            return self.find("%s?id=%s" % (path, role))
+            return self.find("/v2/credentials/" + role)
         for role, wanted in self._authorizations.items():
             if role in self._pods and wanted.admits(authorization):
                 return self._pods[role]
@@ -2478,12 +2497,13 @@ class MetadataService:
         return build_tree(i)
 
 
-CONTAINER_PATH = re.compile("/(v1/credentials|v2/credentials|creds|role)([/?].*)?", re.DOTALL)
+CONTAINER_PATH = re.compile("/(v1/credentials|v2/credentials|creds|role)(/.*)?", re.DOTALL)
 
 
 def credentials_id(query: str) -> Optional[str]:
-    """Return the id that a query names; None if there is none."""
-    return urllib.parse.parse_qs(query, keep_blank_values=True).get("id", [None])[0]
+    """Return the id that the query of POD_PATH names; None if there is none."""
+    ids = urllib.parse.parse_qs(query, keep_blank_values=True).get("id")
+    return ids[0] if ids else None
 
 
 class Authorization:
@@ -2551,7 +2571,7 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
         kind, _, role = section.partition(" ")
         for path in settings["path"] if kind == "role" else ():
             if path in paths:
-                raise ConfigError("[%s] path: %s is that of another role" % (section, path))
+                raise ConfigError("[%s] path: %s is there twice" % (section, path))
             paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
     return paths
 
@@ -2632,35 +2652,6 @@ def keep(path: str, text: str) -> None:
 # refused, even where the RFC lets a server be lenient: leniency hides headers (a bare LF, a folded
 # line, a blank before the colon), and X-Forwarded-For is one of them.
 
-class HTTPError(Response, Exception):
-    """A refusal: a response that is raised anywhere, and sent like any other.
-
-    `reason` goes to the log, not to the client. Without a body it gets a short JSON document, or
-    what the real service sends (error-bodies = ec2).
-    """
-
-    def __init__(self, status, reason="", headers="", body=None, content_type="application/json"):
-        self.headers = headers
-        self.has_usual_body = body is None
-        if body is None:
-            body = json.dumps({"error": phrase(status).lower()})
-        super().__init__(body.encode(), status, headers, content_type, reason)
-
-    def in_ec2_form(self) -> Response:
-        """Return this refusal as the real service sends it: with a page, or without a body."""
-        if not self.has_usual_body:
-            return self
-        if self.status not in ERROR_PAGES:
-            return Response(b"", self.status, self.headers, reason=self.reason)
-        title = ERROR_PAGES[self.status]
-        response = Response(
-            ERROR_PAGE.format(status=self.status, title=title).encode(), self.status,
-            self.headers + "Content-Type: text/html\r\n", reason=self.reason)
-        response.status_line = b"HTTP/1.1 %d %s\r\n" % (self.status, title.encode())
-        response.last_headers = b""
-        return response
-
-
 # Statuses for which the real service has a page, and their reason phrases there.
 ERROR_PAGES = {404: "Not Found", 405: "Not Allowed"}
 
@@ -2678,6 +2669,33 @@ ERROR_PAGE = """\
  </body>
 </html>
 """
+
+
+class HTTPError(Response, Exception):
+    """A refusal: a response that is raised anywhere, and sent like any other.
+
+    `reason` goes to the log, not to the client. Without a body it gets a short JSON document, or
+    what the real service sends (error-bodies = ec2).
+    """
+
+    def __init__(self, status, reason="", headers="", body=None, content_type="application/json"):
+        self.headers = headers
+        self.has_usual_body = body is None
+        if body is None:
+            body = json.dumps({"error": phrase(status).lower()})
+        super().__init__(body.encode(), status, headers, content_type, reason)
+
+    def in_ec2_form(self) -> Response:
+        """Return this refusal as the real service sends it: with a page, or without a body."""
+        if self.status not in ERROR_PAGES:
+            return Response(b"", self.status, self.headers, reason=self.reason)
+        title = ERROR_PAGES[self.status]
+        response = Response(
+            ERROR_PAGE.format(status=self.status, title=title).encode(), self.status,
+            self.headers + "Content-Type: text/html\r\n", reason=self.reason)
+        response.status_line = b"HTTP/1.1 %d %s\r\n" % (self.status, title.encode())
+        response.last_headers = b""
+        return response
 
 
 class Request:
@@ -2960,6 +2978,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.pipelined = 0  # requests whose beginning came before the answer to the one in front
         self.request = None  # the Request that is being answered
         self.service = None  # the one that answers it, even if a reload replaces it meanwhile
+        self.form = INSTANCE_FORM  # of the endpoint that it is for
+        self.is_hidden = False  # it is for a container endpoint at the address of IMDS
         self.found = None  # what the service has at its path
         self.document = None  # the current document there
         self.faults = {}  # {action: value} of the faults that match it
@@ -2988,6 +3008,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def forget_request(self):
         """Get ready for another request."""
         self.request = self.service = self.found = self.document = None
+        self.form, self.is_hidden = INSTANCE_FORM, False
         self.token_ttl = self.began = None
         self.faults = {}
 
@@ -3072,6 +3093,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.began = time.monotonic()
         self.service = self.server.service
         try:
+            self.look_at_endpoint()
             if self.service.faults:
                 yield from self.apply_faults()
             self.admit()
@@ -3125,8 +3147,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     escaped(host)[:100]))
         if not self.service.enabled:
             raise HTTPError(403, "http-endpoint is disabled")
-        if self.is_for_container():
-            return  # `find` checks what the role wants
+        if self.form.for_containers:
+            return  # `authorize` does it, once the role is known
         if (self.request.method, self.request.path) != ("PUT", TOKEN_PATH):
             self.check_token(self.request.headers.get(TOKEN_HEADER))
 
@@ -3144,48 +3166,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise HTTPError(401, "session token is expired or none of ours")
         self.token_ttl = int(remaining)
 
-    def is_for_container(self):
-        """Tell whether the request is for a container endpoint, at an address that may have one.
+    def look_at_endpoint(self):
+        """Tell container endpoints from IMDS.
 
-        Never at the address of IMDS: a plain GET there must not get what needs a session token.
+        At the address of IMDS they are not there: a plain GET must not get what needs a session
+        token.
         """
-        at_imds = not self.request.hosts or not set(IMDS_HOSTS).isdisjoint(self.request.hosts)
-        return not at_imds and self.service.is_container_path(self.request.path)
+        if not self.service.is_for_containers(self.request.path):
+            return
+        hosts = self.request.hosts
+        if hosts and set(IMDS_HOSTS).isdisjoint(hosts):
+            self.form = container_form(self.request.path, self.request.query)
+        else:
+            self.is_hidden = True
 
     def find(self):
         """Find what is served at the path; None if there is nothing."""
-        path, query = self.request.path, self.request.query
-        if not self.service.is_container_path(path):
-            return self.service.find(path)
-        if not self.is_for_container():
+        if self.is_hidden:
             return None
+        if not self.form.for_containers:
+            return self.service.find(self.request.path)
         given = self.request.headers.get("authorization", "")
-        found = self.service.find_for_container(path, query, given)
+        found = self.service.find_for_container(self.request.path, self.request.query, given)
+        self.authorize(found, given)
+        return found
+
+    def authorize(self, found, given):
+        """Ask for the Authorization that credentials want; for one at least where v1 is off."""
         wanted = self.service.authorization_of(found)
         if not wanted and self.service.token_required:
             raise text_error(404, "404 page not found", (
                 "http-tokens is required, and no authorization-token configured"))
         if wanted and not wanted.admits(given):
-            raise self.unauthorized(given)
-        return found
-
-    def unauthorized(self, given):
-        """Refuse an Authorization, in the form of the endpoint."""
-        reason = "the Authorization header is missing or wrong"
-        if self.has_task_form():
-            return task_error(401, "AccessDenied", reason)
-        if self.request.path != POD_PATH:
-            return text_error(401, reason, reason)
-        if given:
-            return text_error(400, "Service account token cannot be parsed: it is none of the "
-                              "configuration", reason)
-        return text_error(400, "Service account token cannot be empty", reason)
-
-    def has_task_form(self):
-        """Tell whether a container endpoint has the form of the ECS agent."""
-        if self.request.path == POD_PATH:
-            return credentials_id(self.request.query) is not None
-        return not self.request.path.startswith(("/v1/", "/creds", "/role"))
+            raise self.form.unauthorized(given)
 
     def wait_for_document(self):
         """Wait for credentials or a signature under way, for as long as clients have patience."""
@@ -3202,21 +3215,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer with the document at the path, or with the listing of a directory."""
         if self.request.path == TOKEN_PATH:
             raise HTTPError(405, headers=TOKEN_METHODS)
+        now = self.service.clock()
         if not self.found:
-            return self.not_found()
+            return self.form.not_found()
         if "code" in self.faults:
             code, message = self.faults["code"]
             if not message:
                 message = self.service.failure_message(code, self.found)
-            return self.failure(400, code, message)
+            return self.form.failure(400, code, message, now)
         if not self.document and isinstance(self.found, SignedDocument):
             raise HTTPError(503, "no signature yet")
         if not self.document:
-            return self.failure(
+            return self.form.failure(
                 503, "Failed", "the source of credentials for %s has none now; the log of "
-                "fake-metadata says why" % self.found.credentials.role)
+                "fake-metadata says why" % self.found.credentials.role, now)
         if "expired" in self.faults:
-            return expired_copy(self.document, self.service.clock())
+            return expired_copy(self.document, now)
         return self.document
 
     do_HEAD = do_GET  # send_response leaves the body out
@@ -3251,40 +3265,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     do_DELETE = do_PATCH = do_TRACE = do_CONNECT = do_POST
 
-    def not_found(self):
-        """Refuse a path that is not there, in the form of its endpoint."""
-        if not self.is_for_container():
-            return HTTPError(404)
-        if not self.has_task_form():
-            return text_error(404, "404 page not found")
-        version = "V1" if self.request.path == POD_PATH else "V2"
-        if self.request.path == "/v2/credentials" or credentials_id(self.request.query) == "":
-            return task_error(400, "NoIdInRequest", (
-                "Credentials%sRequest: No Credential ID in the request" % version))
-        return task_error(400, "InvalidIdInRequest", (
-            "Credentials%sRequest: Credentials not found" % version))
-
-    def failure(self, container_status, code, message):
-        """Render what stands in place of credentials.
-
-        Container endpoints have a status for it; IMDS says 200, and a "Code" other than Success.
-        """
-        if not self.is_for_container():
-            now = self.service.clock()
-            return Document(failure_document(code, message, now), modified=now)
-        if self.has_task_form():
-            return task_error(container_status, code, message)
-        return text_error(container_status, "%s: %s" % (code, message))
-
     # Sending.
 
     def send_response(self, response):
         """Log a response, and send it in one piece: status, headers, body."""
         if self.server.stopping:
             self.close_connection = True
-        service = self.service or self.server.service
-        if isinstance(response, HTTPError) and service.error_bodies == "ec2":
-            response = response.in_ec2_form()
+        if isinstance(response, HTTPError) and response.has_usual_body:
+            service = self.service or self.server.service
+            response = self.form.refusal(response, service.error_bodies)
         body = b"" if self.request.method == "HEAD" else response.body
         self.log_request(response.status, len(body), response.reason)
         data = b"".join((
@@ -3377,14 +3366,107 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.log.say(format % args)
 
 
-def task_error(status: int, code: str, message: str) -> HTTPError:
-    """Make a refusal in the form of the ECS agent (amazon-ecs-agent, tmds/handlers)."""
-    fields = {"code": code, "message": message, "HTTPErrorCode": status}
-    return HTTPError(status, message, body=compact_json(fields))
+class InstanceForm:
+    """How IMDS says that something is not there, or cannot be had."""
+
+    for_containers = False
+
+    def refusal(self, error, error_bodies):
+        """Return a refusal as error-bodies wants it."""
+        return error.in_ec2_form() if error_bodies == "ec2" else error
+
+    def not_found(self):
+        """Refuse a path."""
+        return HTTPError(404)
+
+    def failure(self, status, code, message, now):
+        """Render what stands in place of credentials: a 200 with another "Code" than Success."""
+        return Document(failure_document(code, message, now), modified=now)
+
+
+class TaskForm:
+    """How the ECS agent says it (amazon-ecs-agent, tmds/handlers): in JSON."""
+
+    for_containers = True
+
+    def __init__(self, version, role):
+        self.version = version  # "V1" or "V2"
+        self.role = role  # that was asked for
+
+    def refusal(self, error, error_bodies):
+        """Return a refusal in this form, whatever error-bodies says."""
+        message = phrase(error.status)
+        return self._error(error.status, message.title().replace(" ", ""), message, error.reason)
+
+    def not_found(self):
+        """Refuse a role that is not there, or was not given."""
+        request = "Credentials%sRequest: " % self.version
+        if not self.role:
+            message = request + "No Credential ID in the request"
+            return self._error(400, "NoIdInRequest", message)
+        return self._error(400, "InvalidIdInRequest", request + "Credentials not found")
+
+    def unauthorized(self, given):
+        """Refuse an Authorization; the agent itself asks for none."""
+        return self._error(401, "AccessDenied", "the Authorization header is missing or wrong")
+
+    def failure(self, status, code, message, now):
+        """Say why there are no credentials."""
+        return self._error(status, code, message)
+
+    def _error(self, status, code, message, reason=""):
+        fields = {"code": code, "message": message, "HTTPErrorCode": status}
+        return HTTPError(status, reason or message, body=compact_json(fields))
+
+
+class TextForm:
+    """How ECS local container endpoints say it: in a line of text, as Go's http.Error does."""
+
+    for_containers = True
+
+    def refusal(self, error, error_bodies):
+        """Return a refusal in this form, whatever error-bodies says."""
+        return text_error(error.status, phrase(error.status), error.reason)
+
+    def not_found(self):
+        """Refuse a path."""
+        return text_error(404, "404 page not found")
+
+    def unauthorized(self, given):
+        """Refuse an Authorization."""
+        return text_error(401, "the Authorization header is missing or wrong")
+
+    def failure(self, status, code, message, now):
+        """Say why there are no credentials."""
+        return text_error(status, "%s: %s" % (code, message))
+
+
+class PodForm(TextForm):
+    """How the EKS Pod Identity agent says it (eks-pod-identity-agent, pkg/handlers)."""
+
+    def unauthorized(self, given):
+        """Refuse an Authorization."""
+        message = "Service account token cannot be empty"
+        if given:
+            message = "Service account token cannot be parsed: it is none of the configuration"
+        return text_error(400, message, "the Authorization header is missing or wrong")
+
+
+INSTANCE_FORM = InstanceForm()
+
+
+def container_form(path: str, query: str) -> Union[TaskForm, TextForm]:
+    """Return the form of a container endpoint."""
+    if path == POD_PATH:
+        role = credentials_id(query)
+        return PodForm() if role is None else TaskForm("V1", role)
+    if path.startswith(("/v1/", "/creds", "/role")):
+        return TextForm()
+    return TaskForm("V2", path.partition("/v2/credentials/")[2])
 
 
 def text_error(status: int, message: str, reason: str = "") -> HTTPError:
-    """Make a refusal in the form of Go's http.Error, as other container endpoints have it."""
+    """Make a refusal in a line of text."""
     return HTTPError(
         status, reason or message, "X-Content-Type-Options: nosniff\r\n", message + "\n",
         "text/plain; charset=utf-8")
@@ -3983,7 +4065,8 @@ def one_line(text: str) -> str:
 
 def one_path(text: str) -> str:
     """Take a whole path of the tree."""
-    if not text.startswith("/") or not METADATA_PATH.fullmatch(text):
+    is_taken = canonical_path(text) in (*LISTING_ROWS, TOKEN_PATH)
+    if not text.startswith("/") or not METADATA_PATH.fullmatch(text) or is_taken:
         raise ValueError("%r is not a path; write it like /latest/meta-data/my/credentials" % text)
     return canonical_path(text)
 
@@ -4077,7 +4160,9 @@ def scheduled_maintenance(text: str) -> List[ScheduledEvent]:
         appears, code, not_before, *rest = words_of(
             item, (3, 4, 5, 6),
             "+30s system-reboot 2026-12-01T08:00:00Z 2026-12-01T10:00:00Z canceled +90s")
-        not_after = first_moment(rest[:len(rest) % 2])
+        not_after = None
+        if len(rest) in (1, 3):
+            not_after = when(rest[0])
         end_state, ends = "completed", not_after or never
         if len(rest) > 1:
             end_state, ends = choice("completed", "canceled")(rest[-2]), when(rest[-1])
@@ -4583,8 +4668,11 @@ class Daemon:
         identity = configured_identity(config["instance-identity"])
         if self.signer and self.signer.identity == identity:
             return self.signer
+        make_identity = made_identity
         path = identity_path(self._environ)
-        return Signer(identity, path, self.log.say, self.server.call_soon_threadsafe)
+        if path:
+            make_identity = functools.partial(kept_identity, path)
+        return Signer(identity, make_identity, self.log.say, self.server.call_soon_threadsafe)
 
     def _open(self):
         """Take the port, fetch the first credentials, open the port and say so."""
@@ -4600,8 +4688,12 @@ class Daemon:
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
         self._look_around()
         self._announce()
+        self._keep_identity()
+
+    def _keep_identity(self):
+        """Make the key of signatures, if it is one that is kept, so that --certificate finds it."""
         if identity_path(self._environ):
-            self.signer.start()  # so that --certificate finds the key
+            self.signer.start()
 
     def _look_around(self):
         """Refresh, each second, what credentials are due; tell a watchdog that the loop turns."""
@@ -4644,6 +4736,7 @@ class Daemon:
         self.log.reopen(self._log_path(config))
         read = "configuration read" if self._options.config else "no configuration to read"
         self.log.say("reloaded: log reopened, %s" % read)
+        self._keep_identity()
         bind = config["server"]["bind"]
         if bind and not self._options.address and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")
@@ -4740,9 +4833,11 @@ def print_certificate(options: argparse.Namespace) -> None:
         identity = configured_identity(config["instance-identity"])
     path = identity_path(os.environ)
     if not identity and path:
-        Signer(None, path, warn, None).key_and_certificate()
-    path = path or BOX_IDENTITY
-    identity = identity or awaited_identity(path)
+        kept_identity(path)
+        identity = read_identity(path)
+    elif not identity:
+        path = BOX_IDENTITY
+        identity = awaited_identity(path)
     if not identity:
         raise ConfigError("no certificate in %s: start the service on this box and ask as root, or "
                           "name a folder for it in STATE_DIRECTORY" % path)

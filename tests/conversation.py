@@ -3,7 +3,8 @@ import socket
 
 import fake_metadata
 
-SIGNER = fake_metadata.Signer(None, "", print, lambda callback: callback())
+SIGNER = fake_metadata.Signer(
+    None, fake_metadata.made_identity, print, lambda callback: callback())
 
 
 class Loop:

@@ -103,6 +103,16 @@ ANSWERS = [  # configuration, path, Authorization or None, status, content type,
      200, JSON, POD % "AKIAB"),
     (REQUIRED + ROLES + "authorization-token = of-build\n", "/v1/credentials", "other",
      404, TEXT, NOT_FOUND),
+    # Ids that are none, or several.
+    (ROLES, "/v1/credentials?grid=1", None, 200, JSON, POD % "AKIAI"),
+    (ROLES, "/v1/credentials?id=Build&id=Other", None, 200, JSON, TASK % OF_BUILD),
+    (ROLES, "/v2/credentials/Other?id=", None, 400, JSON, UNKNOWN),
+    # What any path refuses, in the form of the endpoint.
+    (ROLES + "[faults]\nx = /* status 503\n", "/v2/credentials/Build", None, 503, JSON,
+     task_error("ServiceUnavailable", "Service Unavailable", 503)),
+    (ROLES + "[faults]\nx = /* status 429\n", "/v1/credentials", None, 429, TEXT,
+     "Too Many Requests\n"),
+    ("[metadata-options]\nhttp-endpoint = disabled\n", "/creds", None, 403, TEXT, "Forbidden\n"),
     # error-bodies is for IMDS.
     ("[server]\nerror-bodies = ec2\n" + ROLES, "/v2/credentials/Other", None, 400, JSON, UNKNOWN),
     ("[server]\nerror-bodies = ec2\n" + ROLES, "/role/Other", None, 404, TEXT, NOT_FOUND),
@@ -221,7 +231,9 @@ def test_token_file_of_a_role(make_metadata, token_file):
     ("[role Build]\nauthorization-token-file = /\n", "[role Build] authorization-token-file: /: "),
     ("[container]\nauthorization-token = x\nauthorization-token-file = /etc/passwd\n",
      "[container] authorization-token-file: there is an authorization-token already"),
-    ("[role a]\npath = /x\n[role b]\npath = /x\n", "[role b] path: /x is that of another role"),
+    ("[role a]\npath = /x\n[role b]\npath = /x\n", "[role b] path: /x is there twice"),
+    ("[role a]\npath = /latest\n", "[role a] path: '/latest' is not a path"),
+    ("[role a]\npath = /latest/api/token\n", "[role a] path: '/latest/api/token' is not a path"),
     ("[role a]\npath = /latest/meta-data/iam\n", "[role a] path: iam cannot have a value, since"),
     ("[role a]\npath = /latest/meta-data/mac/x\n", "[role a] path: mac cannot have a value, since"),
 ])

@@ -228,6 +228,31 @@ def test_certificate_makes_the_key(serve, tmp_path):
     assert certificate_of(STATE_DIRECTORY=str(tmp_path)) == (0, certificate, "")
 
 
+def test_all_who_start_at_once_have_one_key(serve, tmp_path):
+    """Two services and --certificate that make the key at the same time have the same one."""
+    kept = {"STATE_DIRECTORY": str(tmp_path)}
+    services = [serve(env=kept, wait=False) for _ in range(2)]
+    certificate = certificate_of(**kept)[1]
+    for service in services:
+        service.wait_until_listening()
+
+    assert served(services[0]) == served(services[1])
+    assert certificate_of(**kept)[1] == certificate
+
+
+def test_certificate_after_a_key_of_ones_own(serve, tmp_path):
+    """After a reload without the key of one's own --certificate has the kept one, at once."""
+    (tmp_path / "own.key").write_text(PAIR.in_pem())
+    kept = {"STATE_DIRECTORY": str(tmp_path)}
+    service = serve("[instance-identity]\nkey = %s\n" % (tmp_path / "own.key"), env=kept)
+    service.reload("")
+    path = tmp_path / fake_metadata.IDENTITY_FILE
+    wait_for(path.exists)
+
+    assert read_rsa_key(path.read_text()) != PAIR
+    assert certificate_of(**kept)[1] in path.read_text()
+
+
 def test_dump_has_signatures(tmp_path):
     """--dump waits for the signatures."""
     done = subprocess.run([sys.executable, PROGRAM, "--dump"], stdout=subprocess.PIPE, check=True)
@@ -242,19 +267,18 @@ def test_dump_has_signatures(tmp_path):
 class SlowSigner(Signer):
     """A Signer whose key takes as long as a test likes."""
 
-    def __init__(self, signed):
-        super().__init__(None, "", print, lambda callback: callback())
+    def __init__(self):
+        super().__init__(None, self.wait, print, lambda callback: callback())
         self.gate = threading.Event()
-        self.signed = signed
 
-    def key_and_certificate(self):
+    def wait(self):
         assert self.gate.wait(10)
         return PAIR, make_certificate(PAIR)
 
 
 def test_sign_does_not_wait():
     """A signature that is not made yet is None; once it is made it is there, and not made again."""
-    signer = SlowSigner([])
+    signer = SlowSigner()
 
     assert signer.sign(b"document") is None and signer.pending
     assert signer.sign(b"document") is None
@@ -267,13 +291,16 @@ def test_sign_does_not_wait():
 def test_signer_that_fails():
     """When the key cannot be made that is said, without a signature, and tried again later."""
     said = []
-    signer = Signer(None, "", said.append, lambda callback: callback())
-    signer.key_and_certificate = lambda: 1 // 0
+    now = [100]
+    signer = Signer(None, lambda: 1 // 0, said.append, lambda callback: callback(),
+                    clock=lambda: now[0])
 
-    assert signer.sign(b"document") is None
-    wait_for(lambda: not signer.pending)
+    for _ in range(9):
+        assert signer.sign(b"document") is None
+        wait_for(lambda: not signer.pending)
+    assert len(said) == 1 and "ZeroDivisionError" in said[0]
 
-    assert "ZeroDivisionError" in said[0]
+    now[0] += 1
     assert signer.sign(b"document") is None and len(wait_for(lambda: said[1:])) == 1
 
 
@@ -302,13 +329,15 @@ def write(path, text):
 KEY, WANTED = PAIR.in_pem(), "has to have an RSA key without a passphrase"
 LONG = fake_metadata.RSAKey(*(number << 3073 for number in PAIR)).in_pem()
 CERTIFICATE = pem("CERTIFICATE", make_certificate(PAIR))
+WRONG = PAIR._replace(exponent1=PAIR.exponent1 + 2).in_pem()
 SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
 
 
 @pytest.mark.parametrize("key, certificate, error", [
     (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
     ("", None, WANTED), ("no PEM", None, WANTED), (CERTIFICATE, None, WANTED),
-    (KEY.replace("A", "B"), None, WANTED), (KEY[:300] + KEY[-40:], None, WANTED),
+    (KEY.replace("A", "B"), None, WANTED), (WRONG, None, WANTED),
+    (KEY[:300] + KEY[-40:], None, WANTED),
     (SHORT, None, WANTED), (LONG, None, WANTED), ("\u00e9" + KEY, None, WANTED),
     (KEY.replace("RSA PRIVATE", "ENCRYPTED PRIVATE"), None, WANTED),
     (KEY.replace("RSA PRIVATE", "PRIVATE"), None, WANTED),
