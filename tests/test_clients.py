@@ -18,7 +18,7 @@ import threading
 
 import pytest
 
-from service import CREDENTIALS, TOKEN_HEADER, TTL_HEADER, Service, wait_for
+from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
 GO_LIBRARIES = "/usr/share/gocode"
@@ -198,7 +198,7 @@ def node(program):
 def go(program, library):
     """Build a Go program with Debian's copy of the SDK; return its path."""
     tool("go")
-    need(os.path.isdir(os.path.join(GO_LIBRARIES, "src/github.com/aws", library)),
+    need(os.path.isdir(os.path.join(GO_LIBRARIES, "src", library)),
          library + " is not installed")
     built = os.path.join(FOLDER, "build", program)
     subprocess.run(["go", "build", "-o", built, os.path.join(FOLDER, program + ".go")], check=True,
@@ -285,12 +285,24 @@ def javascript_metadata_service(machine):
 
 @client("Go SDK v1", EITHER_WAY)
 def go_v1(machine):
-    return machine.run_json(go("go_v1", "aws-sdk-go"))
+    return machine.run_json(go("go_v1", "github.com/aws/aws-sdk-go"))
 
 
 @client("Go SDK v2", EITHER_WAY)
 def go_v2(machine):
-    return machine.run_json(go("go_v2", "aws-sdk-go-v2"))
+    return machine.run_json(go("go_v2", "github.com/aws/aws-sdk-go-v2"))
+
+
+@client("awscrt", BY_ADDRESS)
+def awscrt(machine):
+    return machine.run_json(python_with("awscrt"), FOLDER + "/awscrt_chain.py")
+
+
+@client("awscrt of early 2023", BY_ADDRESS)  # which sends no Host
+def awscrt_2023(machine):
+    python = FOLDER + "/venv-2023/bin/python"
+    need(works(python, "-c", "import awscrt"), "awscrt 0.16.10 is not installed")
+    return machine.run_json(python, FOLDER + "/awscrt_chain.py")
 
 
 @client("Ruby SDK", BY_ADDRESS)  # Debian's 3.168 takes the host of the variable, but not its port
@@ -327,6 +339,39 @@ def wget(machine):
         *get + ["--method=PUT", "--header=%s: 60" % TTL_HEADER, machine.url + "/latest/api/token"])
     return machine.run_json(
         *get + ["--header=%s: %s" % (TOKEN_HEADER, token), machine.url + CREDENTIALS])
+
+
+# As the fetchers of NixOS images do it: they wait for the end of the connection.
+BY_NC = r"""
+send() { timeout 5 nc "$HOST" "$PORT"; }
+"""
+BY_DEV_TCP = r"""
+send() { timeout 5 bash -c 'exec 3<>"/dev/tcp/$HOST/$PORT"; cat >&3; cat <&3'; }
+"""
+FETCH = r"""
+ask() { printf '%s HTTP/1.1\r\nHost: 169.254.169.254\r\n%s\r\n\r\n' "$1" "$2" | send; }
+token=$(ask "PUT /latest/api/token" "X-aws-ec2-metadata-token-ttl-seconds: 60" | tail -n 1)
+ask "GET $1" "X-aws-ec2-metadata-token: $token" | sed '1,/^\r$/d'
+"""
+
+
+def fetch(machine, send):
+    """Run a fetcher without a client of HTTP."""
+    host, _, port = machine.url.partition("//")[2].partition(":")
+    return machine.run_json("bash", "-e", "-o", "pipefail", "-c", send + FETCH, "-", CREDENTIALS,
+                            HOST=host, PORT=port or "80")
+
+
+@client("nc", EITHER_WAY)
+def nc(machine):
+    tool("nc")
+    return fetch(machine, BY_NC)
+
+
+@client("/dev/tcp of bash", EITHER_WAY)
+def dev_tcp(machine):
+    tool("bash")
+    return fetch(machine, BY_DEV_TCP)
 
 
 @contextlib.contextmanager
@@ -369,8 +414,8 @@ def going_on(name):
     """Return the command of a client that prints its credentials again when told, and its reach."""
     return {
         "JavaScript SDK v3": lambda: (node("javascript.mjs"), "variable"),
-        "Go SDK v1": lambda: ([go("go_v1", "aws-sdk-go")], "variable"),
-        "Go SDK v2": lambda: ([go("go_v2", "aws-sdk-go-v2")], "variable"),
+        "Go SDK v1": lambda: ([go("go_v1", "github.com/aws/aws-sdk-go")], "variable"),
+        "Go SDK v2": lambda: ([go("go_v2", "github.com/aws/aws-sdk-go-v2")], "variable"),
         "Ruby SDK": lambda: (ruby(), "address"),
     }[name]()
 
@@ -442,9 +487,9 @@ CONTAINER_CLIENTS = {
     "JavaScript SDK v3 fromContainerMetadata": lambda machine, **container: machine.run_json(
         *node("javascript.mjs") + ["fromContainerMetadata"], **container),
     "Go SDK v1": lambda machine, **container: machine.run_json(
-        go("go_v1", "aws-sdk-go"), **container),
+        go("go_v1", "github.com/aws/aws-sdk-go"), **container),
     "Go SDK v2": lambda machine, **container: machine.run_json(
-        go("go_v2", "aws-sdk-go-v2"), **container),
+        go("go_v2", "github.com/aws/aws-sdk-go-v2"), **container),
 }
 
 
@@ -461,6 +506,77 @@ def test_client_takes_container_credentials(machines, name):
 
     assert same_credentials(found, machine.credentials())
     assert found.get("Method") in (None, "container-role")
+
+
+ROLES = ("[credentials]\nlifetime = 1h\n[container]\nauthorization-token-file = %s\n"
+         "[role Build]\nauthorization-token = of-build\n")
+
+
+@pytest.fixture(params=["", REQUIRED], ids=["optional", "required"])
+def roles(request, machine_of, tmp_path):
+    """A machine with two roles, each with an authorization token of its own, one in a file."""
+    (tmp_path / "token").write_text("of-all")
+    return machine_of("variable", request.param + ROLES % (tmp_path / "token"))
+
+
+def boto3_in_container(machine, path, **authorization):
+    """Return what boto3 takes from a container endpoint."""
+    return machine.run_json(
+        python_with("boto3"), FOLDER + "/boto3_session.py", AWS_EC2_METADATA_DISABLED="true",
+        AWS_CONTAINER_CREDENTIALS_FULL_URI=machine.service.url + path, **authorization)
+
+
+@pytest.mark.parametrize("path, token", [
+    ("/v2/credentials/BaseIAMRole", "of-all"), ("/v1/credentials?id=BaseIAMRole", "of-all"),
+    ("/v1/credentials", "of-all"), ("/creds", "of-all"), ("/role/BaseIAMRole", "of-all"),
+    ("/v2/credentials/Build", "of-build"), ("/v1/credentials?id=Build", "of-build"),
+    ("/v1/credentials", "of-build"), ("/role/Build", "of-build")])
+def test_boto3_at_every_container_endpoint(roles, path, token):
+    """boto3 gets the credentials of the role that path or token name, where v1 is off too."""
+    found = boto3_in_container(roles, path, AWS_CONTAINER_AUTHORIZATION_TOKEN=token)
+
+    is_of_instance = found["AccessKeyId"] == roles.credentials()["AccessKeyId"]
+    assert found["Method"] == "container-role" and is_of_instance is (token == "of-all")
+
+
+def test_boto3_with_a_token_file_that_is_renewed(roles, tmp_path):
+    """boto3 and the service read the same token file, before and after it is renewed."""
+    token = tmp_path / "token"
+    for text in "of-all", "renewed":
+        token.write_text(text)
+        found = boto3_in_container(
+            roles, "/v1/credentials", AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE=str(token))
+
+        assert same_credentials(found, roles.credentials())
+    with pytest.raises(AssertionError, match="no credentials|CredentialRetrievalError"):
+        boto3_in_container(roles, "/v1/credentials", AWS_CONTAINER_AUTHORIZATION_TOKEN="of-all")
+
+
+# Signatures.
+
+def go_verify():
+    """Build the verifier with Debian's copy of the library that Vault's comes from."""
+    return go("verify", "go.mozilla.org/pkcs7")
+
+
+@pytest.mark.parametrize("form", ["pkcs7", "rsa2048"])
+def test_vault_and_spire_verify_the_document(serve, tmp_path, form):
+    """The signatures verify as Vault and SPIRE verify them; those of another document do not."""
+    verifier = go_verify()
+    kept = {"STATE_DIRECTORY": str(tmp_path)}
+    service = serve(env=kept)
+    names = ["document", form, "signature"]
+    for name in names:
+        text = service.get("/latest/dynamic/instance-identity/" + name)[2]
+        (tmp_path / name).write_text(text)
+    (tmp_path / "certificate").write_bytes(subprocess.check_output(
+        [sys.executable, PROGRAM, "--certificate"], env=dict(os.environ, **kept)))
+    command = [verifier] + [str(tmp_path / name) for name in ["certificate"] + names]
+
+    assert subprocess.check_output(command).decode() == (tmp_path / "document").read_text()
+    changed = (tmp_path / "document").read_text().replace("t3.micro", "t3.large")
+    (tmp_path / "document").write_text(changed)
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 1
 
 
 # Crawlers and agents, on an instance with all that they look for.
@@ -599,8 +715,9 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", sorted(FAULTS))
-@pytest.mark.parametrize("name", sorted(RETRYING))
+@pytest.mark.parametrize("name, fault", [
+    (name, fault) for name in sorted(RETRYING) for fault in sorted(FAULTS)
+    if (name, fault) != ("Go SDK v1", "reset")])  # which forgives a kept connection only
 def test_client_rides_through_a_fault(machine_of, name, fault):
     """A client that retries gets its credentials in spite of one failure, or of late answers."""
     machine = machine_of("variable", "[faults]\n" + FAULTS[fault])

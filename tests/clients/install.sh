@@ -7,7 +7,7 @@
 set -eu
 
 CLIENTS="awscli golang-go golang-github-aws-aws-sdk-go-dev golang-github-aws-aws-sdk-go-v2-dev ruby ruby-aws-sdk-core
-    s3fs facter ohai amazon-ec2-utils cloud-guest-utils curl wget"
+    s3fs facter ohai amazon-ec2-utils cloud-guest-utils curl wget netcat-openbsd openssl golang-github-fullsailor-pkcs7-dev"
 # What cloud-init imports.
 LIBRARIES="python3-configobj python3-jinja2 python3-jsonpatch python3-jsonschema python3-netifaces python3-oauthlib
     python3-requests python3-serial python3-yaml"
@@ -28,6 +28,9 @@ install_packages() {
 make_venv() {
     python3 -m venv --clear venv
     venv/bin/python -m pip --disable-pip-version-check install -q -r requirements.txt
+    # The last that sends no Host is 0.16.16.
+    python3 -m venv --clear venv-2023
+    venv-2023/bin/python -m pip --disable-pip-version-check install -q awscrt==0.16.10
 }
 
 install_node_modules() {
