@@ -264,6 +264,17 @@ def build(kind, folder):
     os.rename(partial, folder)
 
 
+# A service that has just been started makes its signing key beside its work.
+UNTIL_KEY_IS_MADE = """
+is_due() {
+    [ "$(stat -c %U /var/lib/fake-metadata 2>/dev/null)" = fake-metadata ] &&
+        pgrep -u fake-metadata -f fake_metadata.py >/dev/null &&
+        [ ! -s /var/lib/fake-metadata/instance-identity.pem ]
+}
+for _ in $(seq 100); do is_due || break; sleep 0.1; done
+"""
+
+
 class Box:
     """One booted Debian on a disk of its own until `close()`, through reboots and power cuts."""
 
@@ -367,6 +378,7 @@ class Box:
 
     def snapshot(self, python="python3"):
         """Return what the box has, by subject: files, addresses, rules, users, processes, ports."""
+        self.run(UNTIL_KEY_IS_MADE)
         return json.loads(self.ok(python + " -IB -", stdin=SNAPSHOT))
 
     def build_image(self, command):
