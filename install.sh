@@ -44,13 +44,19 @@ SOURCE_DIR='' # stays empty in a package
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
+# Not by echo, which in dash makes control characters of backslashes.
 say() {
-    echo "$*"
+    printf '%s\n' "$*"
 }
 
 die() {
-    echo "${DPKG_MAINTSCRIPT_PACKAGE:-${0##*/}}: $*" >&2
+    say "${DPKG_MAINTSCRIPT_PACKAGE:-${0##*/}}: $*" >&2
     exit 1
+}
+
+# Show what comes from a log or a program without control characters, and not all of a flood.
+visible() {
+    LC_ALL=C tr -c '[:print:]\n' '?' | cut -c -300
 }
 
 is_root() {
@@ -352,7 +358,7 @@ port_is_ours() {
 # Print who listens on the port: "python3", pid 12.
 port_owner() {
     owner=$(listeners | sed -n 's/.*users:((\(".*"\),pid=\([0-9]*\).*/\1, pid \2/p' | head -n 1)
-    echo "${owner:-another program}"
+    say "${owner:-another program}" | visible
 }
 
 # All that a start does to the network, done and taken back: in an unprivileged container it fails.
@@ -360,7 +366,8 @@ port_owner() {
 check_network() {
     complaint=$(try_address 2>&1 && try_rule 2>&1) ||
         die "this box does not let root set addresses and packet rules:" \
-            "run it where that is allowed (NET_ADMIN); it says: $(echo "$complaint" | head -n 1)"
+            "run it where that is allowed (NET_ADMIN); it says:" \
+            "$(say "$complaint" | head -n 1 | visible)"
 }
 
 alias_is_set() {
@@ -840,11 +847,24 @@ finish() {
 # Print what came back. Exit 1: no way through; 2: but no credentials.
 round_trip() {
     "$PYTHON" -I -B - "$APP_DIR" <<'PYTHON'
-import json, sys, urllib.request
+import json, signal, sys, urllib.request
 
 BASE = "http://169.254.169.254/latest/"
 ROLES = "meta-data/iam/security-credentials/"
-direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):  # a redirect is read without a limit
+        return None
+
+
+def shown(words):
+    return ascii(str(words))[1:-1][:300]  # whoever answered is not to be trusted with a terminal
+
+
+signal.signal(signal.SIGALRM, lambda *_: sys.exit("no whole answer within 15 s"))
+signal.alarm(15)
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
 
 
 def ask(path, headers, method="GET"):
@@ -856,7 +876,7 @@ def ask(path, headers, method="GET"):
 try:
     token = ask("api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
 except OSError as error:
-    sys.exit("no token: %s" % error)
+    sys.exit("no token: %s" % shown(error))
 try:
     headers = {"X-aws-ec2-metadata-token": token}
     role = ask(ROLES, headers).split("\n")[0]
@@ -868,10 +888,10 @@ try:
     until = timestamp(found["Expiration"])
     rotation = until - refresh_window(until - timestamp(found["LastUpdated"]))
 except (OSError, ValueError, KeyError, ImportError) as error:
-    print("a token, but no credentials: %s" % error)
+    print("a token, but no credentials: %s" % shown(error))
     sys.exit(2)
 print("credentials of %s: ...%s, until %s, new ones at %s" % (
-    role, found["AccessKeyId"][-4:], utc(until), utc(rotation)))
+    shown(role), shown(found["AccessKeyId"][-4:]), utc(until), utc(rotation)))
 PYTHON
 }
 
@@ -1079,7 +1099,8 @@ check_source() {
     last=$(grep -aE "^[0-9T:-]+Z $NAME: (no )?new credentials for" "$LOG_DIR/server.log" |
         tail -n 1)
     case $last in
-        *": no new credentials for"*) problem "${last#*: }" "see [credentials] in $CONFIG" ;;
+        *": no new credentials for"*)
+            problem "$(say "${last#*: }" | visible)" "see [credentials] in $CONFIG" ;;
     esac
 }
 

@@ -26,12 +26,13 @@ UNIT=$NAME.service
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
+# Not by echo, which in dash makes control characters of backslashes.
 say() {
-    echo "$*"
+    printf '%s\n' "$*"
 }
 
 die() {
-    echo "${DPKG_MAINTSCRIPT_PACKAGE:-${0##*/}}: $*" >&2
+    say "${DPKG_MAINTSCRIPT_PACKAGE:-${0##*/}}: $*" >&2
     exit 1
 }
 
