@@ -49,6 +49,7 @@ import ipaddress
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import re
@@ -72,7 +73,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.3"
+VERSION = "1.4"
 
 
 # ---------------------------------------------------------------- names and limits ------------
@@ -83,7 +84,8 @@ TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
 TOKEN_METHODS = "Allow: OPTIONS, PUT\r\n"  # those of TOKEN_PATH (capture)
 POD_PATH = "/v1/credentials"  # of EKS Pod Identity; with ?id=, of the first ECS agents
-IMDS_HOSTS = ("169.254.169.254", "fd00:ec2::254")
+IMDS_ADDRESSES = {
+    ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")}
 SERVER_NAME = "EC2ws"  # what the real service sends as its Server header
 
 # Versions of the metadata tree, as a real instance listed them in September 2026 (capture).
@@ -95,11 +97,8 @@ VERSIONS = (
     "2021-07-15", "2022-09-24", "2024-04-11", "2025-10-04", "2026-04-15", "latest",
 )
 
-# The addresses of IMDS, of the container endpoints of ECS and EKS, and of this box.
-OWN_HOSTS = (
-    "169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23",
-    "127.0.0.1", "::1", "localhost",
-)
+# Names of this box, also as its containers see it (Docker, Podman). Any IP address is one too.
+OWN_HOSTS = ("localhost", "host.docker.internal", "host.containers.internal")
 
 IDENTITY_DOCUMENT = "/latest/dynamic/instance-identity/document"
 
@@ -120,6 +119,7 @@ SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: a new key tak
 MAX_TOKEN_TTL = 21600  # seconds: six hours
 TOKEN_PREFIX = b"\x01\x00\x04"  # "AQAE" in base64, as real tokens begin
 TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
+TOKEN_LENGTH = 56  # characters
 
 # Credentials.
 REFRESH_AHEAD = 300  # seconds: "at least five minutes before the expiration" (EC2 User Guide)
@@ -157,8 +157,10 @@ RECEIVE_BYTES = 65536
 ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files left to open
 
 # Log.
-MAX_LOGGED_LINE = 8192  # characters of a request line
-MAX_LOGGED_AGENT = 1024  # characters of a user agent
+MAX_LOGGED_LINE = 1024  # characters of a request line, and of a user agent
+MAX_REFUSED_LINE = 128  # the same, of a request that was not even admitted
+MAX_REFUSALS = 50  # lines a second for the refusals of one peer; the rest are counted
+MAX_GATHERED = 65536  # characters of lines that wait to be written
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
 # Process.
@@ -688,7 +690,7 @@ def timestamp(text: str) -> int:
     match = re.fullmatch(
         "([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,][0-9]+)?"
         "([Zz]|UTC|[+-][0-9]{2}:?[0-9]{2})", text)
-    wrong = ValueError("%r is not a time; write it as 2026-12-01T08:00:00Z" % (text,))
+    wrong = ValueError("not a time; write it as 2026-12-01T08:00:00Z")
     if not match:
         raise wrong
     words = " ".join(match.groups()).upper().replace("UTC", "Z")
@@ -937,7 +939,8 @@ def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
         derive_public_addresses(nic, i, interfaces, seed)
         derive_network(nic, i, interfaces)
         if any(nic.mac == other.mac for other in interfaces):
-            raise ConfigError("[%s] mac: %s is that of another interface" % (section, nic.mac))
+            raise ConfigError("[%s] mac: %s is that of another interface" % (
+                shown_section(section), nic.mac))
         interfaces.append(nic)
     derive_cards(interfaces)
     for nic in interfaces:
@@ -1347,8 +1350,7 @@ class Fault:
 
     def __init__(self, name: str, rule: dict, start: float):
         self.actions = rule["actions"]
-        pattern = re.escape(canonical_path(rule["path"])).replace(r"\*", ".*")
-        self._pattern = re.compile(pattern, re.DOTALL)
+        self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
         if "from" in rule:
             self._begin = rule["from"](start)
@@ -1362,13 +1364,13 @@ class Fault:
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
         """Tell whether a request matches this fault, and count it if it does."""
-        if not self._pattern.fullmatch(path) or not self._begin <= now < self._end:
+        if not self._begin <= now < self._end or self._times <= 0:
+            return False
+        if not consists_of(path, self._pieces):
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
-        if not self._concerns(found):
-            return False
-        if self._times <= 0 or self._random.random() >= self._probability:
+        if not self._concerns(found) or self._random.random() >= self._probability:
             return False
         self._times -= 1
         return True
@@ -1380,6 +1382,25 @@ class Fault:
         if "code" in self.actions or "expired" in self.actions:
             return isinstance(found, RotatingDocument)
         return True
+
+
+def consists_of(text: str, pieces: List[str]) -> bool:
+    """Tell whether a text consists of pieces, with anything between one and the next.
+
+    By hand, since a regular expression with several ".*" tries all their combinations.
+    """
+    if len(pieces) == 1:
+        return text == pieces[0]
+    first, *others, last = pieces
+    at, end = len(first), len(text) - len(last)
+    if at > end or not text.startswith(first) or not text.endswith(last):
+        return False
+    for piece in others:
+        at = text.find(piece, at, end)
+        if at < 0:
+            return False
+        at += len(piece)
+    return True
 
 
 def merged_actions(faults: Iterable[Fault]) -> dict:
@@ -1695,40 +1716,38 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
     try:
         child = subprocess.Popen(
             shlex.split(command) or [""], bufsize=0, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             env=command_environment(os.environ))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SourceError("the command cannot be started: %s" % reason)
     try:
-        output, complaint = read_output(child, time.monotonic() + timeout, cancelled)
+        output = read_output(child, time.monotonic() + timeout, cancelled)
     finally:
         kill_group(child)
     if child.returncode:
-        raise SourceError("the command failed with %d: %s" % (
-            child.returncode, redacted_last_line(complaint)))
+        raise SourceError("the command failed with %d; run it by hand to see why: what it says is "
+                          "not shown, since it may hold secrets" % child.returncode)
     return output
 
 
 def read_output(
     child: subprocess.Popen, deadline: float, cancelled: threading.Event
-) -> Tuple[bytes, bytes]:
-    """Wait for a command to end; return what it wrote to stdout and stderr.
+) -> bytes:
+    """Wait for a command to end; return what it wrote to stdout.
 
     Popen.communicate would not do: it reads without a limit, and goes on until everybody who has
-    inherited the pipes has closed them.
+    inherited the pipe has closed it.
     """
-    received = {child.stdout: b"", child.stderr: b""}
-    for pipe in received:
-        os.set_blocking(pipe.fileno(), False)
+    received = b""
+    os.set_blocking(child.stdout.fileno(), False)
     while True:
         has_ended = child.poll() is not None  # asked first, so that its last words are read
-        for pipe in received:
-            received[pipe] += pipe.read(MAX_SOURCE_BYTES + 1) or b""
-            if len(received[pipe]) > MAX_SOURCE_BYTES:
-                raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
+        received += child.stdout.read(MAX_SOURCE_BYTES + 1) or b""
+        if len(received) > MAX_SOURCE_BYTES:
+            raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
         if has_ended:
-            return received[child.stdout], received[child.stderr]
+            return received
         if time.monotonic() > deadline:
             raise SourceError("the command took too long and was killed")
         if cancelled.wait(COMMAND_POLL):
@@ -1736,14 +1755,13 @@ def read_output(
 
 
 def kill_group(child: subprocess.Popen) -> None:
-    """Kill a command and what it has started in its process group; close the pipes."""
+    """Kill a command and what it has started in its process group; close the pipe."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except OSError:  # nobody is left
         pass
     child.wait()
     child.stdout.close()
-    child.stderr.close()
 
 
 # The variables that a credential command gets: these, and those that begin with the prefixes, but
@@ -1765,18 +1783,6 @@ def command_environment(environ: Dict[str, str]) -> Dict[str, str]:
         if is_useful and not name.startswith(PREFIXES_THAT_LEAD_BACK):
             chosen[name] = value
     return chosen
-
-
-def redacted_last_line(complaint: bytes) -> str:
-    """Return the last line of what a command said, without what could be a key or a token."""
-    lines = complaint.decode("utf-8", "replace").strip().splitlines() or ["(it said nothing)"]
-    return printable(re.sub("[A-Za-z0-9/+=_.~%-]{16,}", redacted, lines[-1])[:200])
-
-
-def redacted(match: Any) -> str:
-    """Replace a long word by dots, unless it has neither capitals nor digits."""
-    word = match.group()
-    return "..." if re.search("[A-Z0-9]", word) else word
 
 
 class RefreshableCredentials:
@@ -1965,10 +1971,12 @@ def role_settings(config: dict) -> Dict[str, dict]:
             continue
         name = name.strip()
         if name in roles:
-            raise ConfigError("[%s]: there is a role of that name already" % section)
+            raise ConfigError(
+                "[%s]: there is a role of that name already" % shown_section(section))
         if not ROLE_NAME.fullmatch(name):
             raise ConfigError(
-                "[%s]: not the name of a role; it has letters, digits and _+=,.@-" % section)
+                "[%s]: not the name of a role; it has letters, digits and _+=,.@-"
+                % shown_section(section))
         roles[name] = settings
     account = {"account-id": config["instance"]["account-id"]}
     for role, settings in roles.items():
@@ -2337,9 +2345,9 @@ def read_rsa_key(text: str) -> RSAKey:
 class SessionTokens:
     """Session tokens of IMDSv2, stateless: an expiry on the monotonic clock, and a seal over it.
 
-    However many are issued, they take no memory. The key stays the same until the next boot, so
-    they survive a restart of the service: of 24 clients tried, 14 fail once if the token that they
-    hold is forgotten. Like real ones they have 56 characters, from AQAE to == (capture).
+    However many are issued, they take no memory. On a box the key stays the same until the next
+    boot, so they survive a restart of the service: of 24 clients tried, 14 fail once if the token
+    that they hold is forgotten. Like real ones they have 56 characters, from AQAE to == (capture).
 
         prefix 3 bytes | expiry 5 bytes, milliseconds | random 7 bytes | BLAKE2b 25 bytes
     """
@@ -2360,10 +2368,10 @@ class SessionTokens:
 
     def remaining(self, token: str) -> Optional[float]:
         """Return the seconds that a token has left; None if it has expired or is not ours."""
-        if len(token) != 56:
+        if len(token) != TOKEN_LENGTH:
             return None
         left = self._expiry(token) - self._clock()
-        return left if left > 0 else None
+        return left if 0 < left <= MAX_TOKEN_TTL else None
 
     def _read_expiry(self, token):
         text = token.encode("latin-1", "replace")
@@ -2377,14 +2385,18 @@ class SessionTokens:
         return base64.urlsafe_b64encode(seal.digest())
 
 
-def session_token_key(path: str = "/proc/sys/kernel/random/boot_id") -> bytes:
-    """Return a key that is the same until the next boot, as the monotonic clock is."""
-    try:
-        with open(path, "rb") as file:
-            seed = file.read()
-    except OSError:
-        seed = os.urandom(32)
-    return hashlib.blake2b(b"fake-metadata session tokens " + seed, digest_size=32).digest()
+def session_token_key(directory: Optional[str] = None) -> bytes:
+    """Return a random key: that of this boot in a runtime directory, else a new one.
+
+    The file `token-key` in the directory has it as a line of 64 hexadecimal digits.
+    """
+    path = os.path.join(directory, "token-key") if directory else ""
+    key = read_line(path) if path else ""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        key = os.urandom(32).hex()
+        if path:
+            keep(path, key + "\n")
+    return bytes.fromhex(key)
 
 
 # ---------------------------------------------------------------- the service -----------------
@@ -2551,13 +2563,13 @@ def authorizations(config: dict) -> Dict[str, Authorization]:
         token, path = settings["authorization-token"], settings["authorization-token-file"]
         if token and path:
             raise ConfigError("[%s] authorization-token-file: there is an authorization-token "
-                              "already; only one of them" % section)
+                              "already; only one of them" % shown_section(section))
         try:
             if token or path:
                 needed[role.strip()] = Authorization(token, path)
         except OSError as error:
             raise ConfigError("[%s] authorization-token-file: %s: %s" % (
-                section, path, error.strerror))
+                shown_section(section), path, error.strerror))
     return needed
 
 
@@ -2571,14 +2583,15 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
         kind, _, role = section.partition(" ")
         for path in settings["path"] if kind == "role" else ():
             if path in paths:
-                raise ConfigError("[%s] path: %s is there twice" % (section, path))
+                raise ConfigError("[%s] path: %s is there twice" % (
+                    shown_section(section), path))
             paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
     return paths
 
 
 def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
-    """Merge names and addresses into one set, in lower case and without brackets."""
-    return {host.lower().strip("[]") for host in itertools.chain(*lists)}
+    """Merge names into one set, in lower case and without a final dot."""
+    return {host.lower().rstrip(".") for host in itertools.chain(*lists)}
 
 
 def read_user_data(settings: dict) -> Optional[bytes]:
@@ -2705,8 +2718,8 @@ class Request:
         self.method = method
         self.minor = minor  # of the version of HTTP, 1.1 or 1.0
         self.headers = headers  # names in lower case; repeated ones joined by a comma
-        self.line = escaped(line)[:MAX_LOGGED_LINE]  # for the log, as is the agent
-        self.agent = escaped(headers.get("user-agent", ""))[:MAX_LOGGED_AGENT]
+        self._line = line
+        self._for_log = {}  # limit -> line and user agent
         self.path = self.query = ""
         self.hosts = []  # those it names: in its Host, and in its target if that is absolute
         self.connection_options = self._read_connection_options()
@@ -2715,6 +2728,13 @@ class Request:
         self.expects_100 = False  # the client sends the body once it has got a 100
         self._read_target(target)
         self._read_framing()
+
+    def for_log(self, limit: int) -> Tuple[str, str]:
+        """Return request line and user agent for the log; once made, since clients repeat them."""
+        if limit not in self._for_log:
+            agent = self.headers.get("user-agent", "")
+            self._for_log[limit] = escaped(self._line, limit), escaped(agent, limit)
+        return self._for_log[limit]
 
     def _read_target(self, target):
         """Find the path, and the hosts."""
@@ -2727,7 +2747,7 @@ class Request:
             raise HTTPError(400, "malformed target")
         self.path = canonical_path(target)
         self.query = target.partition("?")[2]
-        self.hosts = [host_name(host) for host in hosts]
+        self.hosts = [host_in(host) for host in hosts]
 
     def _read_connection_options(self):
         words = self.headers.get("connection", "").split(",")
@@ -2772,11 +2792,13 @@ class UnreadableRequest:
     """A stand-in for a request that cannot be read: enough of one to answer and to log it."""
 
     def __init__(self, received):
-        first_line = re.split(b"[\r\n]", received[:2 * MAX_LOGGED_LINE], maxsplit=1)[0]
         self.method = ""
         self.minor = 1
-        self.line = escaped(first_line)[:MAX_LOGGED_LINE]
-        self.agent = ""
+        self._line = re.split(b"[\r\n]", received[:2 * MAX_TARGET], maxsplit=1)[0]
+
+    def for_log(self, limit: int) -> Tuple[str, str]:
+        """Return the first line for the log, and no user agent."""
+        return escaped(self._line, limit), ""
 
 
 TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
@@ -2785,7 +2807,8 @@ REQUEST_LINE = re.compile(rb"(%s+) ([!\"$-~]+) HTTP/(\d)\.(\d)" % TCHAR)
 FIELD = re.compile(rb"(%s+):([\t -~\x80-\xff]*)" % TCHAR)
 ABSOLUTE_FORM = re.compile(r"http://(?P<host>[^/?]*)", re.IGNORECASE)
 REG_NAME = "(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"  # RFC 3986, section 3.2.2
-AUTHORITY = re.compile(r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|%s)(?::[0-9]{0,5})?" % REG_NAME)
+AUTHORITY = re.compile(
+    r"(\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>%s?)\.?)(?::[0-9]{0,5})?" % REG_NAME)
 DECIMAL = re.compile("0|[1-9][0-9]*")
 QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
 CHUNK_EXTENSION = rb";[ \t]*%s+(?:[ \t]*=[ \t]*(?:%s+|%s))?" % (TCHAR, TCHAR, QUOTED)
@@ -2884,21 +2907,23 @@ def parse_fields(lines: List[bytes]) -> Dict[str, str]:
     return fields
 
 
-def host_name(text: str) -> str:
-    """Take the host, in lower case, from HOST, HOST:PORT or [IPV6]:PORT."""
+def host_in(text: str) -> Union[str, ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    """Take the host from HOST, HOST:PORT or [IPV6]:PORT: an address, or a name in lower case.
+
+    A final dot does not count; an IPv4 address in the form of IPv6 is one of IPv4.
+    """
     match = AUTHORITY.fullmatch(text)
-    if not match or (match["ipv6"] and not is_ipv6(match["ipv6"])):
+    if not match:
         raise HTTPError(400, "malformed Host")
-    return match.group(1).strip("[]").lower()
-
-
-def is_ipv6(text: str) -> bool:
-    """Tell whether a text is an IPv6 address."""
     try:
-        ipaddress.IPv6Address(text)
+        if match["ipv6"]:
+            address = ipaddress.IPv6Address(match["ipv6"])
+            return address.ipv4_mapped or address
+        return ipaddress.IPv4Address(match["name"])
     except ValueError:
-        return False
-    return True
+        if match["ipv6"]:
+            raise HTTPError(400, "malformed Host")
+    return match["name"].lower()
 
 
 def end_of_chunks(received: bytes, start: int) -> Optional[int]:
@@ -2975,8 +3000,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server = server
         self.close_connection = False
         self.received = b""  # bytes that no request has taken yet
+        self.is_due = False  # the time that it waits for is over
         self.pipelined = 0  # requests whose beginning came before the answer to the one in front
         self.request = None  # the Request that is being answered
+        self.is_admitted = False  # its Host is known
         self.service = None  # the one that answers it, even if a reload replaces it meanwhile
         self.form = INSTANCE_FORM  # of the endpoint that it is for
         self.is_hidden = False  # it is for a container endpoint at the address of IMDS
@@ -3009,6 +3036,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Get ready for another request."""
         self.request = self.service = self.found = self.document = None
         self.form, self.is_hidden = INSTANCE_FORM, False
+        self.is_admitted = False
         self.token_ttl = self.began = None
         self.faults = {}
 
@@ -3082,9 +3110,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
         yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def sleep(self, seconds):
-        """Wait some seconds; others are served meanwhile."""
-        self.server.call_later(seconds, functools.partial(self.server.resume, self))
-        yield NOTHING, FOREVER
+        """Wait some seconds; others are served meanwhile. Raises OSError when the client goes."""
+        self.is_due = False
+        timer = self.server.call_later(seconds, self.wake_up)
+        event = READ
+        try:
+            while True:
+                yield event, FOREVER
+                if self.is_due:
+                    return
+                event = self.look_at_client()
+        finally:
+            self.server.cancel(timer)
+
+    def wake_up(self):
+        """Go on, since a time is over."""
+        self.is_due = True
+        self.server.resume(self)
+
+    def look_at_client(self):
+        """Return what to wait for next: nothing but time, once another request has come."""
+        try:
+            if self.connection.recv(1, socket.MSG_PEEK):
+                return NOTHING
+        except BlockingIOError:
+            return READ
+        raise ConnectionAbortedError("closed by the client")
 
     # Deciding.
 
@@ -3094,6 +3145,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.service = self.server.service
         try:
             self.look_at_endpoint()
+            self.check_host()
             if self.service.faults:
                 yield from self.apply_faults()
             self.admit()
@@ -3136,15 +3188,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.discard(FOREVER)
         raise ConnectionAbortedError(FAULT_REASON)
 
-    def admit(self):
-        """Let in who may ask: a known Host, an endpoint that is enabled, a good session token.
+    def check_host(self):
+        """Let in a Host that is known; nothing is done for a request before that.
 
-        A web page that has rebound its name to this address comes with an unknown Host.
+        A web page that has rebound its name to this address comes with an unknown one. An address
+        cannot be rebound.
         """
         for host in self.request.hosts:
-            if host not in self.service.hosts:
+            if isinstance(host, str) and host not in self.service.hosts:
                 raise HTTPError(403, "host %s is not allowed; see allowed-hosts" % (
-                    escaped(host)[:100]))
+                    escaped(host, MAX_REFUSED_LINE)))
+        self.is_admitted = True
+
+    def admit(self):
+        """Let in who may ask: an endpoint that is enabled, a good session token."""
         if not self.service.enabled:
             raise HTTPError(403, "http-endpoint is disabled")
         if self.form.for_containers:
@@ -3175,7 +3232,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.service.is_for_containers(self.request.path):
             return
         hosts = self.request.hosts
-        if hosts and set(IMDS_HOSTS).isdisjoint(hosts):
+        if hosts and IMDS_ADDRESSES.isdisjoint(hosts):
             self.form = container_form(self.request.path, self.request.query)
         else:
             self.is_hidden = True
@@ -3358,8 +3415,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_request(self, code="-", size=0, reason=""):
         """Log a request that is answered, or left without an answer."""
         seconds = time.monotonic() - self.began if self.began else 0
+        limit = MAX_LOGGED_LINE if self.is_admitted else MAX_REFUSED_LINE
         self.server.log.request(
-            self.address_string(), self.request, code, size, seconds, reason)
+            self.address_string(), self.request, code, size, seconds, reason, limit)
 
     def log_message(self, format, *args):
         """Log what is not about a request."""
@@ -3648,12 +3706,23 @@ class Server(http.server.HTTPServer):
 
     def verify_request(self, request, client_address):
         """Turn a client away, and tell it so, if there are too many already."""
-        if len(self.unfinished) < self.max_connections:
+        if len(self.unfinished) < self.max_connections or self._close_oldest_idle():
             return True
         handler = self.RequestHandlerClass(request, client_address, self)
         answer = handler.send_error(503, "over %d connections" % self.max_connections)
         next(answer, None)  # as far as it comes without waiting
         return False
+
+    def _close_oldest_idle(self):
+        """Close the connection that has been idle for longest; False if none is idle.
+
+        So that nobody keeps all others out by connections without requests.
+        """
+        idle = [task for task in self.unfinished.values() if task.handler.is_idle()]
+        if idle:
+            oldest = min(idle, key=operator.attrgetter("deadline"))
+            self.shutdown_request(oldest.handler.connection)
+        return bool(idle)
 
     def process_request(self, request, client_address):
         """Begin with a connection, and keep it in the table until it is finished."""
@@ -3692,16 +3761,22 @@ class Server(http.server.HTTPServer):
     def close_overdue(self):
         """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
         self.call_later(SWEEP_SECONDS, self.close_overdue)
+        self.log.sum_refusals()
         for task in list(self.unfinished.values()):
             if min(task.deadline, self._stop_at) < self.now:
                 self.resume(task.handler, TimeoutError())
 
     # Callbacks.
 
-    def call_later(self, delay: float, callback: Callable[[], Any]) -> None:
-        """Have something called after a delay in seconds."""
-        due = time.monotonic() + delay
-        heapq.heappush(self._timers, (due, next(self._timer_numbers), callback))
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> list:
+        """Have something called after a delay in seconds; return what `cancel` takes."""
+        timer = [time.monotonic() + delay, next(self._timer_numbers), callback]
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def cancel(self, timer: list) -> None:
+        """Have a timer call nothing."""
+        timer[2] = self._do_nothing
 
     def call_soon_threadsafe(self, callback: Callable[[], Any]) -> None:
         """Have something called in the thread of the server, soon.
@@ -3724,6 +3799,10 @@ class Server(http.server.HTTPServer):
             self._second = second
             self.common_headers = ("Date: %s\r\nServer: %s\r\n" % (
                 http_date(second), SERVER_NAME)).encode()
+
+    @staticmethod
+    def _do_nothing():
+        pass
 
     def _call(self, callback):
         try:
@@ -3815,20 +3894,46 @@ class Log:
         self._path = ""
         self._file = None  # None: stderr
         self._lines = []
+        self._gathered = 0  # characters in them
+        self._refusals = {}  # peer -> how many there were in this second
         self._cut = b""  # the rest of a line of which a part is in the file already
         self._lost = 0  # lines
         self.reopen(path)
 
-    def request(self, peer, request, status, size, seconds, reason):
-        """Add the line of a request; `reason` says why it was refused, if it was."""
+    def request(self, peer, request, status, size, seconds, reason, limit=MAX_LOGGED_LINE):
+        """Add the line of a request; `reason` says why it was refused, if it was.
+
+        `limit` is that of its texts, in characters.
+        """
+        if status >= 400 and self._is_one_too_many(peer):
+            return
+        line, agent = request.for_log(limit)
         if reason:
             reason = " " + reason
-        self._lines.append('%s "%s" %s %s %.1fms "%s"%s\n' % (
-            peer, request.line, status, size, seconds * 1000, request.agent, reason))
+        self._add('%s "%s" %s %s %.1fms "%s"%s\n' % (
+            peer, line, status, size, seconds * 1000, agent, reason))
 
     def say(self, words: str) -> None:
         """Add a line that is not about a request."""
-        self._lines.append("fake-metadata: %s\n" % printable(words))
+        self._add("fake-metadata: %s\n" % printable(words))
+
+    def sum_refusals(self) -> None:
+        """Say how many refusals of each peer have no line; to be called each second."""
+        refusals, self._refusals = self._refusals, {}
+        for peer, count in refusals.items():
+            if count > MAX_REFUSALS:
+                self.say("%s: and %d more refusals" % (peer, count - MAX_REFUSALS))
+
+    def _add(self, line):
+        self._lines.append(line)
+        self._gathered += len(line)
+        if self._gathered > MAX_GATHERED:
+            self.flush()
+
+    def _is_one_too_many(self, peer):
+        """Count the refusals of a peer in this second."""
+        self._refusals[peer] = self._refusals.get(peer, 0) + 1
+        return self._refusals[peer] > MAX_REFUSALS
 
     def reopen(self, path: str) -> None:
         """Open the file anew; if that fails, go on with the old one and say so."""
@@ -3852,7 +3957,7 @@ class Log:
         self._look_at_clock()
         text = "".join([self._stamp + line for line in self._lines])
         data = self._cut + text.encode("utf-8", "replace")
-        self._lines = []
+        self._lines, self._gathered = [], 0
         written = self._write(data)
         if written < len(data):
             self._lose(data, written)
@@ -3931,15 +4036,26 @@ def stderr_is_ready() -> bool:
     return bool(select.select((), (2,), (), 0)[1])
 
 
-def escaped(text: Union[str, bytes]) -> str:
-    """Escape a client's text for the log.
+def escaped(text: Union[str, bytes], limit: int) -> str:
+    """Escape a client's text for the log, up to a limit; what is left out is counted.
 
     Only printable ASCII is left, without quotes, backslashes or session tokens.
     """
     if isinstance(text, bytes):
         text = text.decode("latin-1")
-    text = re.sub(r"[^ !#-\[\]-~]", lambda char: "\\x%02x" % ord(char.group()), text)
-    return re.sub(TOKEN_SHAPE, "(token)", text)
+    begin = re.sub(TOKEN_SHAPE, "(token)", text[:limit + TOKEN_LENGTH])
+    for length in (limit, limit // 4):  # less of a text that is full of what has to be escaped
+        shown = re.sub(r"[^ !#-\[\]-~]", escape, begin[:length])
+        if len(shown) <= limit:
+            break
+    if len(text) > length:
+        shown += " (%d more)" % (len(text) - length)
+    return shown
+
+
+def escape(match: Any) -> str:
+    """Write a character as \\x and two digits."""
+    return "\\x%02x" % ord(match.group())
 
 
 def printable(text: str) -> str:
@@ -3962,7 +4078,7 @@ def choice(*words: str) -> Parser:
     """Make a parser that takes one of these words."""
     def parse(text):
         if text not in words:
-            raise ValueError("%r is not one of: %s" % (text, ", ".join(words)))
+            raise ValueError("not one of: %s" % ", ".join(words))
         return text
     return parse
 
@@ -3971,7 +4087,7 @@ def whole_number(lowest: int, highest: int) -> Parser:
     """Make a parser of a whole number, without a sign."""
     def parse(text):
         if not re.fullmatch("[0-9]{1,9}", text) or not lowest <= int(text) <= highest:
-            raise ValueError("%r is not a whole number from %d to %d" % (text, lowest, highest))
+            raise ValueError("not a whole number from %d to %d" % (lowest, highest))
         return int(text)
     return parse
 
@@ -4018,7 +4134,7 @@ def ip_address(make: Callable, kind: str) -> Parser:
                 raise ValueError("with a zone")
             return str(make(text))
         except ValueError:
-            raise ValueError("%r is not an %s address" % (text, kind))
+            raise ValueError("it is not an %s address" % kind)
     return parse
 
 
@@ -4031,10 +4147,10 @@ def ip_block(make: Callable, example: str) -> Parser:
         try:
             block = make(text, strict=False)
         except ValueError:
-            raise ValueError("%r is not a block of addresses; write it like %s" % (text, example))
+            raise ValueError("not a block of addresses; write it like %s" % example)
         address, _, bits = text.partition("/")
         if bits != str(block.prefixlen) or make(address).network_address != block.network_address:
-            raise ValueError("%r is not a block of addresses; did you mean %s?" % (text, block))
+            raise ValueError("not a block of addresses; did you mean %s?" % block)
         return str(block)
     return parse
 
@@ -4051,7 +4167,7 @@ def volume(kind: str) -> Parser:
     def parse(text):
         match = form.fullmatch(text)
         if not match:
-            raise ValueError("%r is not a device; write sdf, or %s2=sdf" % (text, kind))
+            raise ValueError("not a device; write sdf, or %s2=sdf" % kind)
         return match.group(1) or "", match.group(2)
     return parse
 
@@ -4067,7 +4183,7 @@ def one_path(text: str) -> str:
     """Take a whole path of the tree."""
     is_taken = canonical_path(text) in (*LISTING_ROWS, TOKEN_PATH)
     if not text.startswith("/") or not METADATA_PATH.fullmatch(text) or is_taken:
-        raise ValueError("%r is not a path; write it like /latest/meta-data/my/credentials" % text)
+        raise ValueError("not a path; write it like /latest/meta-data/my/credentials")
     return canonical_path(text)
 
 
@@ -4078,7 +4194,7 @@ def duration(text: str) -> float:
     """Convert "1500ms", "90s", "5m", "6h" or "2d" to seconds."""
     match = re.fullmatch("([0-9]{1,9})(%s)" % "|".join(DURATION_UNITS), text)
     if not match:
-        raise ValueError("%r is not a duration; write 1500ms, 90s, 5m, 6h or 2d" % text)
+        raise ValueError("not a duration; write 1500ms, 90s, 5m, 6h or 2d")
     return int(match.group(1)) * DURATION_UNITS[match.group(2)]
 
 
@@ -4098,8 +4214,8 @@ def when(text: str) -> Moment:
     try:
         fixed = timestamp(text)
     except ValueError:
-        raise ValueError("%r is not a time; write +90s (after start or reload) "
-                         "or 2026-12-01T08:00:00Z" % text)
+        raise ValueError("not a time; write +90s (after start or reload) "
+                         "or 2026-12-01T08:00:00Z")
     return lambda start: fixed
 
 
@@ -4120,13 +4236,13 @@ def bind_address(text: str) -> Tuple[str, int]:
                 one_ipv6(host.partition("%")[0])
             if port <= 65535:
                 return host, port
-    raise ValueError("%r is not an address; write HOST, HOST:PORT or [IPV6]:PORT" % text)
+    raise ValueError("it is not an address; write HOST, HOST:PORT or [IPV6]:PORT")
 
 
 def probability(text: str) -> float:
     """Return a number above 0 and up to 1."""
     if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
-        raise ValueError("%r is not a probability; write a number such as 0.2, up to 1" % text)
+        raise ValueError("not a probability; write a number such as 0.2, up to 1")
     return float(text)
 
 
@@ -4187,7 +4303,7 @@ def words_of(text: str, counts: Iterable[int], example: str) -> List[str]:
     """Split a text into words; `counts` tells how many there may be."""
     words = text.split()
     if len(words) not in counts:
-        raise ValueError("%r is not understood; write it like: %s" % (text.strip(), example))
+        raise ValueError("not understood; write it like: %s" % example)
     return words
 
 
@@ -4219,12 +4335,13 @@ def fault_rule(text: str) -> dict:
     """
     path, *words = shlex.split(text) or [""]
     if not path.startswith("/"):
-        raise ValueError("%r must begin with a path, such as /latest/meta-data/*" % text)
+        raise ValueError("must begin with a path, such as /latest/meta-data/*")
     known = {**FAULT_ACTIONS, **FAULT_LIMITS, "message": one_line}
     values, rest = {}, iter(words)
     for word in rest:
         if word not in known or word in values:
-            raise ValueError("%r is not understood; words are: %s" % (word, ", ".join(known)))
+            raise ValueError("%s is not understood; words are: %s" % (
+                shown_key(word, "a word"), ", ".join(known)))
         parse = known[word]
         values[word] = parse(next(rest, "")) if parse else True
     message = values.pop("message", "")
@@ -4452,7 +4569,7 @@ def read_sections(path: str) -> Dict[str, Dict[str, str]]:
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8")
     except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-        place = "[%s]" % error.section
+        place = "[%s]" % shown_section(error.section)
         if isinstance(error, configparser.DuplicateOptionError):
             place += " " + shown_key(error.option)
         raise ConfigError("%s: is there twice, again in line %d" % (place, error.lineno))
@@ -4466,7 +4583,8 @@ def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
     """Check the keys and values of a section; return them beside the defaults of the others."""
     kind = section if section in SETTINGS else re.sub(" .+", " NAME", section)
     if kind not in SETTINGS:
-        raise ConfigError("[%s]: unknown section%s" % (section, nearest(section, SETTINGS)))
+        raise ConfigError("[%s]: unknown section%s" % (
+            shown_section(section), nearest(section, SETTINGS)))
     settings = default_settings(kind)
     for key, text in pairs.items():
         parse, default = find_setting(section, key, text, SETTINGS[kind])
@@ -4479,6 +4597,14 @@ def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
     return settings
 
 
+SECRET_KEYS = ("secret-access-key", "session-token", "authorization-token")
+
+
+def has_secrets(config: Dict[str, Dict[str, Any]]) -> bool:
+    """Tell whether a configuration has keys or tokens in it."""
+    return any(settings.get(key) for settings in config.values() for key in SECRET_KEYS)
+
+
 def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser, Any]:
     """Find the parser and the default of a key. Raises ConfigError if there is no such key."""
     if key in known and key != "*":
@@ -4488,11 +4614,12 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
             key, metadata_line(FORMER_KEYS[key], text)))
     if "*" not in known:
         raise ConfigError("[%s] %s: unknown key%s" % (
-            section, shown_key(key), nearest(key, known)))
+            shown_section(section), shown_key(key), nearest(key, known)))
     if section in KEY_FORMS:
         form, hint = KEY_FORMS[section]
         if not form.fullmatch(key):
-            raise ConfigError("[%s] %s: %s" % (section, key, hint))
+            raise ConfigError("[%s] %s: %s" % (
+                shown_section(section), shown_key(key), hint))
     return known["*"]
 
 
@@ -4510,7 +4637,7 @@ def check_value(section: str, key: str, parse: Parser, text: str) -> Any:
     try:
         return parse(text)
     except ValueError as error:
-        raise ConfigError("[%s] %s: %s" % (section, key, error))
+        raise ConfigError("[%s] %s: %s" % (shown_section(section), key, error))
 
 
 def check_source(section: str, settings: Dict[str, Any]) -> None:
@@ -4518,14 +4645,20 @@ def check_source(section: str, settings: Dict[str, Any]) -> None:
     for key in SOURCES[settings["source"]].needs:
         if not settings[key]:
             raise ConfigError("[%s] %s: missing; source = %s needs it" % (
-                section, key, settings["source"]))
+                shown_section(section), key, settings["source"]))
 
 
-def shown_key(key: str) -> str:
+def shown_key(key: str, instead: str = "(a line)") -> str:
     """Return a key for an error message, unless it may be a secret on a line of its own."""
     word = "[A-Za-z]?[a-z0-9]*"
     is_harmless = len(key) < 40 and re.fullmatch("%s([_-]%s)*" % (word, word), key)
-    return key if is_harmless else "(a line)"
+    return key if is_harmless else instead
+
+
+def shown_section(section: str) -> str:
+    """Return a section for an error message, unless it may be a secret: letters, few digits."""
+    is_harmless = re.fullmatch("[A-Za-z]+([ _.-][A-Za-z]*[0-9]{0,3})*", section[:48])
+    return section if is_harmless else "(a section)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -4555,7 +4688,8 @@ class Daemon:
         self.address = self.config["server"]["bind"] or DEFAULT_BIND
         if options.address is not None:
             self.address = bind_address(options.address)
-        self.server = Server(self.address, SessionTokens(session_token_key()), self.log)
+        token_key = session_token_key(environ.get("RUNTIME_DIRECTORY"))
+        self.server = Server(self.address, SessionTokens(token_key), self.log)
         self.signer = None
         self.credentials, self.signer, self.server.service = self._make_service(self.config)
         self._signals = {
@@ -4567,6 +4701,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until TERM or INT."""
+        self._warn_of_readable_secrets()
         self.catch_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY_SIGNALS)
         try:
@@ -4703,6 +4838,12 @@ class Daemon:
         if self._environ.get("WATCHDOG_USEC"):
             self._tell_supervisor("WATCHDOG=1")
 
+    def _warn_of_readable_secrets(self):
+        """Report a configuration with keys in it that others can read."""
+        path = self._options.config
+        if path and has_secrets(self.config) and os.stat(path).st_mode & stat.S_IROTH:
+            self.log.say("others can read %s, which has secrets in it: chmod o-r it" % path)
+
     def _announce(self):
         address, port = self.server.server_address[:2]
         host = "[%s]" % address if ":" in address else address
@@ -4737,6 +4878,7 @@ class Daemon:
         read = "configuration read" if self._options.config else "no configuration to read"
         self.log.say("reloaded: log reopened, %s" % read)
         self._keep_identity()
+        self._warn_of_readable_secrets()
         bind = config["server"]["bind"]
         if bind and not self._options.address and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")

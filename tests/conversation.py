@@ -18,12 +18,16 @@ class Loop:
 
     def call_later(self, seconds, callback):
         self.slept.append(seconds)
+        callback()
+
+    def cancel(self, timer):
+        pass
 
     def resume(self, handler):
-        raise AssertionError("the test resumes it")
+        pass  # the test does
 
-    def request(self, *noted):
-        self.noted = noted
+    def request(self, peer, request, status, size, seconds, reason, limit):
+        self.noted = peer, request, status, size, seconds, reason
 
 
 class Client:

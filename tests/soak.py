@@ -32,10 +32,14 @@ GROWTH = 2 << 20  # bytes
 HONEST = "User-Agent: honest"
 TOKEN_PATH = "/latest/api/token"
 
+SLOW = "slow = /latest/meta-data/slow delay 1h\n"  # for clients who leave before
 GOOD_CONFIGS = [
+    "[faults]\n" + SLOW +
     "[metadata]\nsoak = one\n[role Tool]\nsource = process\ncommand = sh {script}\nlifetime = 1h\n",
+    "[faults]\n" + SLOW +
     "[metadata]\nsoak = two\n[tags]\nName = soak\n"
     "[metadata-options]\ninstance-metadata-tags = enabled\n",
+    "[faults]\n" + SLOW +
     "[metadata]\nsoak = three\n[credentials]\nlifetime = 5s\n[role Tool]\nsource = generate\n"]
 BAD_CONFIGS = [
     "[metadata\n", "[nonsense]\nx = y\n", "[credentials]\nlifetime = for ever\n", "\xff\0",
@@ -120,7 +124,8 @@ class Soak:
         with open(path) as file:
             lines = check_lines(file.read())
         os.remove(path)
-        self.counts["honest in the log"] += sum('"honest"' in line for line in lines)
+        self.counts["honest in the log"] += sum(
+            '"honest"' in line and '" 200 ' in line for line in lines)
         self.troubles += [line for line in lines
                           if re.search(r'" 500 |internal error|Traceback|were lost', line)]
 
@@ -154,7 +159,8 @@ class Soak:
         wire.send(sent)
         answer = wire.answer(head_only=sent.startswith(b"HEAD"))
         assert answer and answer.status == status, (sent[:100], answer)
-        self.counts["honest"] += 1
+        if status < 400:  # refusals are summed, together with those of the hostile
+            self.counts["honest"] += 1
         return answer
 
 
@@ -284,11 +290,25 @@ def tokens(randomness):
     yield request("PUT " + TOKEN_PATH, TTL_HEADER + ": %d" % randomness.randrange(-5, 22000)) * 20
 
 
+def rebound(randomness):
+    yield get("User-Agent: " + '"' * 4000, path="/" + '"' * 4000, host="evil.example") * 20
+
+
+def postponed(randomness):
+    yield get(path="/latest/meta-data/slow")
+
+
+def containers(randomness):
+    path = randomness.choice(["/creds", "/v1/credentials?id=x", "/v2/credentials/BaseIAMRole"])
+    yield get("Authorization: guess", path=path, host=randomness.choice([None, "169.254.169.254"]))
+
+
 def nothing(randomness):
     yield from ()
 
 
-HOSTILITIES = [noise, damaged, cut_off, byte_by_byte, unread, large, smuggled, tokens, nothing]
+HOSTILITIES = [noise, damaged, cut_off, byte_by_byte, unread, large, smuggled, tokens, rebound,
+               postponed, containers, nothing]
 
 
 # ---------------------------------------------------------------- main -------------------------

@@ -926,6 +926,65 @@ def test_readme_about_signatures(box):
         box.ok(SERVICE + "restart")
 
 
+def test_session_tokens_of_a_box(installed):
+    """A session token survives a restart and ends with the boot; nobody else can read its key."""
+    token = installed.ok("curl -sfX PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 600' "
+                         "http://169.254.169.254/latest/api/token")
+    ask = ("curl -so /dev/null -w '%%{http_code}' -H 'X-aws-ec2-metadata-token: %s' "
+           "http://169.254.169.254/latest/" % token)
+    assert installed.ok(ask) == "200"
+
+    installed.ok(SERVICE + "restart")
+    assert installed.ok(ask) == "200"
+    path = "/run/fake-metadata/private/token-key"
+    assert installed.ok("stat -c '%%a %%U' %s" % path) == "600 fake-metadata\n"
+    assert installed.run("setpriv --reuid 1000 --clear-groups cat " + path).code != 0
+
+    installed.reboot()
+    wait_for(lambda: serves(installed), 30, "the service")
+    assert installed.ok(ask) == "401"
+
+
+IMPOSTOR = r"""
+import http.server
+
+
+class Impostor(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_PUT(self):
+        self.send_response(%s)
+        self.send_header("Location", "/endless")
+        self.end_headers()
+        try:
+            while True:
+                self.wfile.write(b"\033[31m\007" * 8192)
+        except OSError:
+            pass
+
+    do_GET = do_PUT
+
+
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Impostor).serve_forever()
+"""
+
+
+@pytest.mark.parametrize("status", ["200", "302", '500, "\\033[31m\\\\033[32m" + "x" * 9000'],
+                         ids=["endless", "redirect", "odd words"])
+def test_impostor_at_the_port(box, status):
+    """What an impostor answers is shown without control characters, in part, and soon."""
+    box.ok(INSTALL)
+    box.ok(SERVICE + "stop")
+    box.write("/tmp/impostor.py", IMPOSTOR % status)
+    box.ok("(setsid python3 /tmp/impostor.py >/dev/null 2>&1 &) ; "
+           "until ss -Hltn | grep -q 127.0.0.1:8000; do sleep 0.1; done")
+
+    said = box.run(INSTALL + " --check", timeout=60).out
+
+    assert "PROBLEM" in said and len(said) < 10000
+    assert not re.search(r"[^\n -~]", said)
+
+
 def test_package_in_a_chroot_spares_the_box(box):
     """A package that is purged in a chroot does nothing to the service of the box around it."""
     box.ok(INSTALL)

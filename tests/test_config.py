@@ -337,7 +337,8 @@ def test_bad_value(check, section, key, text, right):
     code, said = check("[%s]\n%s = %s\n" % (section, key, text))
 
     assert code == 1
-    assert said.startswith("fake-metadata: FILE: [%s] %s: " % (section, key))
+    shown = fake_metadata.shown_key(key)
+    assert said.startswith("fake-metadata: FILE: [%s] %s: " % (section, shown))
     assert right in said
     assert said.count("\n") == 1
 

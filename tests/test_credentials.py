@@ -878,16 +878,12 @@ def test_bad_output(printing, output, reason):
 
 
 @pytest.mark.parametrize("script, reason", [
-    ("exit 3", "failed with 3: \\(it said nothing\\)"),
-    ("echo Profile dev was not found >&2; exit 1", "failed with 1: Profile dev was not found"),
-    ("echo one >&2; echo the last word >&2; exit 1", "the last word"),
-    ("echo '%s'; echo but then >&2; exit 1" % printed(), "but then"),
+    ("exit 3", "failed with 3; run it by hand"),
+    ("echo Profile dev was not found >&2; exit 1", "failed with 1; run it by hand"),
     ("kill -9 $$", "failed with -9"),
     ("kill -TERM $$", "failed with -15"),
-    ("printf 'bell\\007 and \\033[31mred' >&2; exit 1", r"bell\? and \?\[31mred"),
-    ("printf '\\377\\376' >&2; exit 1", "failed with 1"),
+    ("exec 2>/dev/full; echo x >&2; exit 1", "failed with 1"),
     ("exec cat /dev/zero", "over 65536 bytes"),
-    ("exec cat /dev/zero >&2", "over 65536 bytes"),
     ("printf '\\377\\377'", "no JSON"),
 ])
 def test_command_that_fails(run, script, reason):

@@ -161,8 +161,24 @@ def test_the_beginning_of_a_request_is_no_request(data, at):
 @given(line=st.binary(max_size=20000))
 def test_any_bytes_can_be_logged(line):
     """What goes to the log is printable ASCII without a quote, and one line."""
-    text = fake_metadata.escaped(line)
-    assert re.fullmatch(r"[ !#-~]*", text)
+    text = fake_metadata.escaped(line, 40)
+    assert re.fullmatch(r"[ !#-~]*", text) and len(text.partition(" (")[0]) <= 40
+
+
+@look()
+@given(text=st.one_of(st.text(alphabet="0123456789abcdefx.:[]%{}-_ ", max_size=40), st.text()))
+@example(text="[::ffff:169.254.169.254]:80")
+def test_any_host(text):
+    """A Host is an address, a name without what no name has, or refused with 400."""
+    try:
+        host = fake_metadata.host_in(text)
+    except fake_metadata.HTTPError as error:
+        assert error.status == 400
+        return
+    if isinstance(host, str):
+        assert host == host.lower() and not set(host) & set(" /?#@[]{}\\\"<>")
+    else:
+        assert str(host) in (text.lower(), text.lower().rstrip(".")) or "[" in text or ":" in text
 
 
 @look()

@@ -2,6 +2,7 @@
 import json
 import re
 import socket
+import stat
 
 import pytest
 
@@ -246,8 +247,10 @@ HOSTS = [
     ("[fd00:ec2::254]", "200 kept"), ("[FD00:EC2::254]:80", "200 kept"), ("127.0.0.1:", "200 kept"),
     ("evil.example", "403 kept"), ("127.0.0.1.evil.example", "403 kept"),
     ("localhost.evil.example", "403 kept"), ("169.254.169.254.nip.io", "403 kept"),
-    ("evil.example:80", "403 kept"), ("0.0.0.0", "403 kept"), ("127.1", "403 kept"),
-    ("2130706433", "403 kept"), ("[::ffff:127.0.0.1]", "403 kept"), ("10.0.0.1", "403 kept"),
+    ("evil.example:80", "403 kept"), ("0.0.0.0", "200 kept"), ("127.1", "403 kept"),
+    ("2130706433", "403 kept"), ("[::ffff:127.0.0.1]", "200 kept"), ("10.0.0.1", "200 kept"),
+    ("localhost.", "200 kept"), ("127.0.0.1.", "200 kept"), ("localhost..", "403 kept"),
+    ("host.docker.internal:8000", "200 kept"), ("host.containers.internal", "200 kept"),
     ("", "403 kept"), ("127.0.0.1\xe9", "400 closed"), ("{", "400 closed"), ("a}", "400 closed"),
     ("[::1", "400 closed"), ("::1]", "400 closed"), ("[:::1]", "400 closed"), ("%zz", "400 closed"),
     ("[127.0.0.1]", "400 closed"), ("a\"b", "400 closed"), ("%41", "403 kept"),
@@ -697,23 +700,32 @@ def test_changed_token_is_refused():
     assert fake_metadata.SessionTokens(b"other key").remaining(token) is None
 
 
-def test_token_survives_a_restart(tmp_path):
-    """A token of the service is good after a restart of the service."""
-    for name in "first", "second":
-        (tmp_path / name).mkdir()
-    with Service(tmp_path / "first") as first:
-        token = first.token()
-    with Service(tmp_path / "second") as second:
-        assert second.get("/latest/", token=token)[0] == 200
-
-
 def test_key_of_tokens_is_that_of_the_boot(tmp_path):
-    """Another boot has another key; without a boot id each start has its own."""
-    for name in "one", "two":
-        (tmp_path / name).write_text(name)
-    key = fake_metadata.session_token_key
-    assert key(str(tmp_path / "one")) == key(str(tmp_path / "one")) != key(str(tmp_path / "two"))
-    assert key(str(tmp_path / "none")) != key(str(tmp_path / "none"))
+    """In a runtime directory the key stays, unless it is damaged; elsewhere each start has one."""
+    key, folder = fake_metadata.session_token_key, str(tmp_path)
+    first = key(folder)
+    assert key(folder) == first != key() != key()
+    assert stat.S_IMODE((tmp_path / "token-key").stat().st_mode) == 0o600
+
+    (tmp_path / "token-key").write_text("0" * 63)
+    assert key(folder) not in (first, b"0" * 32) and key(folder) == key(folder)
+
+
+def test_key_that_cannot_be_kept():
+    """A runtime directory that is not there makes a key for this process."""
+    assert len(fake_metadata.session_token_key("/nowhere")) == 32
+
+
+def test_token_of_more_than_six_hours():
+    """A token that claims more than six hours is none, even if the seal is right."""
+    now = [100]
+    tokens = fake_metadata.SessionTokens(b"key", clock=lambda: now[0])
+    token = tokens.issue(21600)
+    assert tokens.remaining(token)
+
+    now[0] = 90  # the clock of another boot
+
+    assert tokens.remaining(token) is None
 
 
 @pytest.mark.parametrize("uptime", [0, 2 ** 24, 2 ** 25, 2 ** 29])
@@ -722,7 +734,7 @@ def test_token_in_the_log(uptime):
     token = fake_metadata.SessionTokens(b"key", clock=lambda: uptime).issue(21600)
 
     assert re.fullmatch("AQAE[A-Za-z0-9_-]{50}==", token)
-    assert fake_metadata.escaped("GET /%s HTTP/1.1" % token) == "GET /(token)== HTTP/1.1"
+    assert fake_metadata.escaped("GET /%s HTTP/1.1" % token, 1024) == "GET /(token)== HTTP/1.1"
 
 
 @pytest.mark.parametrize("second, is_kept", [(get(), True), (get(keep=False), False)])

@@ -730,16 +730,24 @@ def test_stop_with_a_client_that_says_nothing_more(serve):
         assert service.process.wait(5) == 0
 
 
-def test_session_token_over_a_restart(serve):
-    """A session token is good after a restart, with the seconds that it has left."""
-    service = serve()
+def test_session_token_over_a_restart(serve, tmp_path):
+    """With a runtime directory a session token is good after a restart, for what it has left."""
+    box = {"RUNTIME_DIRECTORY": str(tmp_path)}
+    service = serve(env=box)
     token = service.token(300)
     service.stop()
 
-    status, headers, _ = serve().get(INSTANCE_ID, token)
+    status, headers, _ = serve(env=box).get(INSTANCE_ID, token)
 
     assert status == 200
     assert 290 <= int(headers[TTL_HEADER]) <= 300
+
+
+def test_session_token_ends_with_a_process(serve):
+    """Without a runtime directory a session token ends with its process."""
+    token = serve().token(300)
+
+    assert serve().get(INSTANCE_ID, token)[0] == 401
 
 
 def test_same_instance_over_a_restart(serve):
