@@ -2222,7 +2222,7 @@ def make_prime(bits: int, randomness: Randomness) -> int:
             return number
 
 
-INTEGER, BIT_STRING, OCTET_STRING, NULL, OBJECT_ID = 0x02, 0x03, 0x04, 0x05, 0x06
+INTEGER, BIT_STRING, OCTET_STRING, NULL = 0x02, 0x03, 0x04, 0x05
 PRINTABLE_STRING, UTC_TIME, SEQUENCE, SET, CONTEXT_0 = 0x13, 0x17, 0x30, 0x31, 0xa0
 
 
@@ -2335,7 +2335,7 @@ def read_rsa_key(text: str) -> RSAKey:
     key = RSAKey(*numbers[1:])  # behind the version
     if not 1024 <= key.modulus.bit_length() <= MAX_KEY_BITS:
         raise ValueError("too short, or too long")
-    if not key.prime1 or not key.prime2 or not key.verifies(key.sign(b""), b""):
+    if key.prime1 * key.prime2 != key.modulus or not key.verifies(key.sign(b""), b""):
         raise ValueError("damaged")
     return key
 

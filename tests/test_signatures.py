@@ -329,6 +329,7 @@ def write(path, text):
 KEY, WANTED = PAIR.in_pem(), "has to have an RSA key without a passphrase"
 LONG = fake_metadata.RSAKey(*(number << 3073 for number in PAIR)).in_pem()
 CERTIFICATE = pem("CERTIFICATE", make_certificate(PAIR))
+LARGE = PAIR._replace(prime1=PAIR.prime1 << 64).in_pem()
 WRONG = PAIR._replace(exponent1=PAIR.exponent1 + 2).in_pem()
 SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
 
@@ -337,6 +338,7 @@ SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
     (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
     ("", None, WANTED), ("no PEM", None, WANTED), (CERTIFICATE, None, WANTED),
     (KEY.replace("A", "B"), None, WANTED), (WRONG, None, WANTED),
+    (LARGE, None, WANTED), (PAIR._replace(prime2=0).in_pem(), None, WANTED),
     (KEY[:300] + KEY[-40:], None, WANTED),
     (SHORT, None, WANTED), (LONG, None, WANTED), ("\u00e9" + KEY, None, WANTED),
     (KEY.replace("RSA PRIVATE", "ENCRYPTED PRIVATE"), None, WANTED),
