@@ -301,7 +301,8 @@ def awscrt(machine):
 @client("awscrt of early 2023", BY_ADDRESS)  # which sends no Host
 def awscrt_2023(machine):
     python = FOLDER + "/venv-2023/bin/python"
-    need(works(python, "-c", "import awscrt"), "awscrt 0.16.10 is not installed")
+    need(os.path.exists(python) and works(python, "-c", "import awscrt"),
+         "awscrt 0.16.10 is not installed")
     return machine.run_json(python, FOLDER + "/awscrt_chain.py")
 
 
