@@ -3967,6 +3967,7 @@ class Log:
 
     def close(self) -> None:
         """Write the lines gathered and close the file."""
+        self.sum_refusals()
         self.flush()
         self._use(None, "")
 

@@ -136,6 +136,19 @@ def test_flood_of_refusals(serve):
     assert len(service.log()) < 1 << 20 and "/latest/meta-data/mac" in service.log()
 
 
+def test_sum_of_the_last_second(tmp_path):
+    """What was refused just before the end is summed at the end."""
+    log = fake_metadata.Log(str(tmp_path / "log"))
+    refused = fake_metadata.UnreadableRequest(b"nonsense")
+    for _ in range(60):
+        log.request("10.0.0.1", refused, 400, 0, 0, "")
+
+    log.close()
+
+    text = text_of(str(tmp_path / "log"))
+    assert text.count("nonsense") == 50 and "10.0.0.1: and 10 more refusals\n" in text
+
+
 def test_quotes_cost_no_memory(serve):
     """A thousand connections with heads full of quotes cost little memory."""
     service = serve()
