@@ -18,7 +18,7 @@ ip6tables -A INPUT -p tcp --sport 8000 -m hl --hl-eq 1 -j DROP
 for _ in $(seq 100); do grep -qs listening "$LOG" && break; sleep 0.05; done
 grep -q listening "$LOG" || exit 99
 curl -s -o /dev/null --max-time 5 "http://$HOST:8000/latest/meta-data/mac" || exit 98
-out=$(curl -s --max-time 1 -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 60" -H "$HEADER" \
+out=$(curl -s --max-time 0.7 -X PUT -H "X-aws-ec2-metadata-token-ttl-seconds: 60" -H "$HEADER" \
     "http://$HOST:8000/latest/api/token")
 echo "$? $out"
 kill $service
