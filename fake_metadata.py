@@ -119,6 +119,7 @@ SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: a new key tak
 MAX_TOKEN_TTL = 21600  # seconds: six hours
 TOKEN_PREFIX = b"\x01\x00\x04"  # "AQAE" in base64, as real tokens begin
 TOKEN_SHAPE = "AQAE[A-Za-z0-9_-]{50}"  # without the "==" at its end
+TOKEN_IN_TEXT = TOKEN_SHAPE + r"|AQAE[A-Za-z0-9_-]{0,49}\Z"  # whole, or cut off by the end
 TOKEN_LENGTH = 56  # characters
 
 # Credentials.
@@ -2975,6 +2976,7 @@ def end_of_trailers(received: bytes, start: int) -> Optional[int]:
 # ---------------------------------------------------------------- handler ---------------------
 
 READ, WRITE, NOTHING = selectors.EVENT_READ, selectors.EVENT_WRITE, 0
+ESTABLISHED = b"\x01"  # the first byte of TCP_INFO (tcp(7)): nobody has closed
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -3103,23 +3105,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Let others go first once in a while, however many requests one client pipelines."""
         self.pipelined += 1
         if self.pipelined % REQUESTS_PER_TURN == 0:
-            yield from self.sleep(0)
+            yield from self.sleep(0, NOTHING)  # a half-closed one gets all its answers
 
     def handle_expect_100(self):
         """Ask for the body that the client holds back until then."""
         yield from self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def sleep(self, seconds):
+    def sleep(self, seconds, event=READ):
         """Wait some seconds; others are served meanwhile. Raises OSError when the client goes."""
         self.is_due = False
         timer = self.server.call_later(seconds, self.wake_up)
-        event = READ
         try:
             while True:
                 yield event, FOREVER
                 if self.is_due:
                     return
                 event = self.look_at_client()
+        except ConnectionAbortedError:
+            self.log_request(0, reason="the client has gone")
+            raise
         finally:
             self.server.cancel(timer)
 
@@ -3136,6 +3140,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except BlockingIOError:
             return READ
         raise ConnectionAbortedError("closed by the client")
+
+    def has_lost_client(self):
+        """Tell whether the client of a postponed request closed behind bytes that are unread."""
+        if not self.request:
+            return False
+        return self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != ESTABLISHED
 
     # Deciding.
 
@@ -3719,10 +3729,13 @@ class Server(http.server.HTTPServer):
         So that nobody keeps all others out by connections without requests.
         """
         idle = [task for task in self.unfinished.values() if task.handler.is_idle()]
-        if idle:
-            oldest = min(idle, key=operator.attrgetter("deadline"))
-            self.shutdown_request(oldest.handler.connection)
-        return bool(idle)
+        for task in sorted(idle, key=operator.attrgetter("deadline")):
+            self.resume(task.handler)  # for a request that has come and is not read yet
+            if task.handler.is_idle():
+                self.shutdown_request(task.handler.connection)
+            if len(self.unfinished) < self.max_connections:
+                return True
+        return False
 
     def process_request(self, request, client_address):
         """Begin with a connection, and keep it in the table until it is finished."""
@@ -3761,10 +3774,13 @@ class Server(http.server.HTTPServer):
     def close_overdue(self):
         """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
         self.call_later(SWEEP_SECONDS, self.close_overdue)
+        self._forget_cancelled()
         self.log.sum_refusals()
         for task in list(self.unfinished.values()):
             if min(task.deadline, self._stop_at) < self.now:
                 self.resume(task.handler, TimeoutError())
+            elif task.event == NOTHING and task.handler.has_lost_client():
+                self.resume(task.handler, ConnectionAbortedError("closed by the client"))
 
     # Callbacks.
 
@@ -3777,6 +3793,11 @@ class Server(http.server.HTTPServer):
     def cancel(self, timer: list) -> None:
         """Have a timer call nothing."""
         timer[2] = self._do_nothing
+
+    def _forget_cancelled(self):
+        """Forget timers that call nothing: that of a long delay would stay for as long."""
+        self._timers = [timer for timer in self._timers if timer[2] is not self._do_nothing]
+        heapq.heapify(self._timers)
 
     def call_soon_threadsafe(self, callback: Callable[[], Any]) -> None:
         """Have something called in the thread of the server, soon.
@@ -3905,7 +3926,7 @@ class Log:
 
         `limit` is that of its texts, in characters.
         """
-        if status >= 400 and self._is_one_too_many(peer):
+        if (status >= 400 or not status) and self._is_one_too_many(peer):
             return
         line, agent = request.for_log(limit)
         if reason:
@@ -4044,7 +4065,7 @@ def escaped(text: Union[str, bytes], limit: int) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("latin-1")
-    begin = re.sub(TOKEN_SHAPE, "(token)", text[:limit + TOKEN_LENGTH])
+    begin = re.sub(TOKEN_IN_TEXT, "(token)", text[:limit + TOKEN_LENGTH])
     for length in (limit, limit // 4):  # less of a text that is full of what has to be escaped
         shown = re.sub(r"[^ !#-\[\]-~]", escape, begin[:length])
         if len(shown) <= limit:
@@ -4658,7 +4679,7 @@ def shown_key(key: str, instead: str = "(a line)") -> str:
 
 def shown_section(section: str) -> str:
     """Return a section for an error message, unless it may be a secret: letters, few digits."""
-    is_harmless = re.fullmatch("[A-Za-z]+([ _.-][A-Za-z]*[0-9]{0,3})*", section[:48])
+    is_harmless = re.fullmatch("[A-Za-z]+([ _.-][A-Za-z]*[0-9]{0,3})*", section)
     return section if is_harmless else "(a section)"
 
 
@@ -4842,8 +4863,11 @@ class Daemon:
     def _warn_of_readable_secrets(self):
         """Report a configuration with keys in it that others can read."""
         path = self._options.config
-        if path and has_secrets(self.config) and os.stat(path).st_mode & stat.S_IROTH:
-            self.log.say("others can read %s, which has secrets in it: chmod o-r it" % path)
+        if not path or not has_secrets(self.config):
+            return
+        with contextlib.suppress(OSError):  # it may be gone again
+            if os.stat(path).st_mode & stat.S_IROTH:
+                self.log.say("others can read %s, which has secrets in it: chmod o-r it" % path)
 
     def _announce(self):
         address, port = self.server.server_address[:2]

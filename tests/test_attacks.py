@@ -1,9 +1,10 @@
 """What an audit found: each attack, done to the service from outside, and what stops it."""
-import base64
 import contextlib
 import hashlib
 import os
 import re
+import signal
+import socket
 import subprocess
 import time
 
@@ -150,7 +151,7 @@ def test_sum_of_the_last_second(tmp_path):
 
 
 def test_quotes_cost_no_memory(serve):
-    """A thousand connections with heads full of quotes cost little memory."""
+    """Hundreds of connections with heads full of quotes cost little memory."""
     service = serve()
     before = resident(service)
     with contextlib.ExitStack() as stack:
@@ -187,6 +188,45 @@ def test_client_that_leaves_while_it_waits(serve):
 
     wait_for(lambda: open_connections(service) == 0, what="the end of the connections")
     assert service.get("/")[0] == 200
+    told = wait_for(lambda: re.findall("mac HTTP/1.1\" 0 .* the client has gone", service.log()))
+    assert 50 <= len(told) <= 100
+
+
+def test_client_that_leaves_behind_unread_bytes(serve):
+    """A client that sends one byte more before it goes does not stay in the table either."""
+    service = serve("[faults]\nslow = /latest/meta-data/mac delay 1h\n",
+                    within=with_limits(SWEEP_SECONDS=0.1))
+    wires = [Wire(service) for _ in range(20)]
+    for wire in wires:
+        wire.send(get(path="/latest/meta-data/mac"))
+    wait_for(lambda: open_connections(service) == 20, what="the connections")
+    for wire in wires:
+        wire.send(b"G")
+        wire.socket.close()
+
+    wait_for(lambda: open_connections(service) == 0, what="the end of the connections")
+
+
+def test_half_closed_client_gets_all_answers(service):
+    """However many requests a client sends before it half-closes, each is answered."""
+    with Wire(service) as wire:
+        wire.send(get() * 40)
+        wire.socket.shutdown(socket.SHUT_WR)
+
+        assert [wire.answer().status for _ in range(40)] == [200] * 40
+
+
+def test_timers_of_clients_that_left(make_metadata):
+    """A long delay whose client has gone leaves no timer behind."""
+    tokens = fake_metadata.SessionTokens(b"key")
+    server = fake_metadata.Server(("127.0.0.1", 0), tokens, fake_metadata.Log(os.devnull))
+    for _ in range(1000):
+        server.cancel(server.call_later(3600, server.stop))
+
+    server.close_overdue()
+
+    assert len(server._timers) == 1
+    server.server_close()
 
 
 def test_client_that_stays_while_it_waits(serve):
@@ -216,6 +256,23 @@ def test_idle_connections_shut_nobody_out(serve):
 
         assert idle[0].kept() and all(wire.closed() for wire in idle[1:6])
         assert all(wire.kept() for wire in idle[6:] + late)
+
+
+def test_idle_connection_with_a_request_under_way(serve):
+    """A connection whose request has come already is answered before it makes room."""
+    service = serve(within=with_limits(MAX_CONNECTIONS=5))
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(service)) for _ in range(5)]
+        for wire in wires:
+            wire.send(PROBE)
+            assert wire.answer().status == 200
+        service.signal(signal.SIGSTOP)
+        wires.append(stack.enter_context(Wire(service)))
+        for wire in wires:
+            wire.send(PROBE)
+        service.signal(signal.SIGCONT)
+
+        assert [wire.answer().status for wire in wires] == [200] * 6
 
 
 # Session tokens.
@@ -315,7 +372,7 @@ def test_page_with_another_origin(make_metadata):
 
 # Credential commands.
 
-def test_child_in_a_session_of_its_own(serve, tmp_path):
+def test_child_of_a_credential_command(serve, tmp_path):
     """A child that a credential command puts into its process group ends with it."""
     script = tmp_path / "script"
     script.write_text("sleep 1000 & echo $! > %s; exit 1" % (tmp_path / "pid"))
@@ -328,10 +385,26 @@ def test_child_in_a_session_of_its_own(serve, tmp_path):
         what="the end of the child")
 
 
-def test_base64_of_a_token_is_whole():
+def test_token_at_the_cut_of_a_line():
     """A token that stands at the cut of a line in the log is replaced as a whole."""
     token = fake_metadata.SessionTokens(b"key").issue(60)
 
     for before in range(1024 - 60, 1024):
         shown = fake_metadata.escaped("x" * before + token, 1024)
-        assert token[:20] not in shown and base64.b64decode(token, "-_")
+        assert token[:20] not in shown
+
+
+def test_token_behind_others():
+    """Nor is one shown in part that the cut has moved into view, as others were replaced."""
+    first, last = (fake_metadata.SessionTokens(b"key").issue(60) for _ in range(2))
+
+    for length in range(1, 1080):
+        shown = fake_metadata.escaped(first * 3 + "x" * length + last, 1024)
+        assert last[:20] not in shown
+
+
+def test_secret_behind_a_long_name(check):
+    """A section is shown only if all of it is harmless."""
+    code, said = check("[role %s %s]\n" % ("a-long-name" * 5, SECRET))
+
+    assert code == 1 and "EXAMPLEKEY" not in said
