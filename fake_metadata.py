@@ -2449,10 +2449,12 @@ class MetadataService:
 
     def is_for_containers(self, path: str) -> bool:
         """Tell whether a path is that of a container endpoint."""
+        if path.startswith("/latest/"):
+            return False
         if CONTAINER_PATH.fullmatch(path):
             return True
         _, make_document = self._instance.role_paths.get(path, (None, None))
-        return make_document is task_credentials and not path.startswith("/latest/")
+        return make_document is task_credentials
 
     def find_for_container(
         self, path: str, query: str, authorization: str
