@@ -4648,12 +4648,10 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
 
 
 def metadata_line(path: str, text: str) -> str:
-    """Write the line of [metadata] that fills a path; of a list, one item a line."""
-    first, *others = text.split(",")
-    line = "%s = %s" % (path, first)
-    if others:
-        line += ", and each of the others indented on a line of its own"
-    return line
+    """Describe the line of [metadata] that fills a path; not with its value, a secret maybe."""
+    if "," in text:
+        return "%s = the first, and each of the others indented on a line of its own" % path
+    return "%s = the same" % path
 
 
 def check_value(section: str, key: str, parse: Parser, text: str) -> Any:

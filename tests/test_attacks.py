@@ -302,7 +302,8 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     "[faults]\nx = %s\n", "[faults]\nx = /* %s\n", "[instance]\nmac = %s\n",
     "[instance]\nlocal-ipv4 = %s\n", "[server]\nbind = %s\n", "[instance]\nlaunch-time = %s\n",
     "[instance]\nipv6-prefix = %s\n", "[instance]\nebs-volumes = %s\n",
-    "[interface x]\ndevice-number = %s\n", "[faults]\nx = /* status 500 probability %s\n"])
+    "[interface x]\ndevice-number = %s\n", "[instance]\nhost-id = %s\n",
+    "[faults]\nx = /* status 500 probability %s\n"])
 def test_secret_in_a_configuration(check, text):
     """An error of the configuration does not show what could be a secret at a wrong place."""
     code, said = check(text % SECRET)
