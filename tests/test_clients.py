@@ -293,16 +293,21 @@ def go_v2(machine):
     return machine.run_json(go("go_v2", "github.com/aws/aws-sdk-go-v2"))
 
 
-@client("awscrt", BY_ADDRESS)
+@client("awscrt", EITHER_WAY)
 def awscrt(machine):
-    return machine.run_json(python_with("awscrt"), FOLDER + "/awscrt_chain.py")
+    return awscrt_of(machine, "venv")
 
 
 @client("awscrt of early 2023", BY_ADDRESS)  # which sends no Host
 def awscrt_2023(machine):
-    python = FOLDER + "/venv-2023/bin/python"
+    return awscrt_of(machine, "venv-2023")
+
+
+def awscrt_of(machine, venv):
+    """Run the awscrt of a venv; Debian's, which comes with the AWS CLI, would be another one."""
+    python = os.path.join(FOLDER, venv, "bin/python")
     need(os.path.exists(python) and works(python, "-c", "import awscrt"),
-         "awscrt 0.16.10 is not installed")
+         "awscrt is not installed in " + venv)
     return machine.run_json(python, FOLDER + "/awscrt_chain.py")
 
 
