@@ -63,6 +63,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -1999,7 +2000,7 @@ class Signatures(NamedTuple):
 
 
 class Signer:
-    """Signs the identity document, in a thread of its own: a new key takes seconds.
+    """Signs the identity document, in a thread of its own, since a new key takes seconds.
 
     `identity` is that of the configuration, or None: then `make_identity()` makes one, in the
     thread, when it is first needed. `sign` and `start` are to be called in the thread of the
@@ -2070,6 +2071,23 @@ def identity_path(environ: Dict[str, str]) -> str:
     """Return the path at which the identity is kept; "" if it is in memory."""
     directory = environ.get("STATE_DIRECTORY")
     return os.path.join(directory, IDENTITY_FILE) if directory else ""
+
+
+def identity_by_child(path: str = "") -> Tuple[RSAKey, bytes]:
+    """Read an identity from a file, or have a child process make it; without a path for us alone.
+
+    A thread would hold up everybody else: long arithmetic keeps Python's global lock.
+    """
+    with contextlib.ExitStack() as stack:
+        if not path:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="fake-metadata-"))
+            path = os.path.join(directory, IDENTITY_FILE)
+        if not os.path.exists(path):
+            environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path))
+            subprocess.run([sys.executable, "-I", "-B", __file__, "--certificate"], env=environ,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+        return kept_identity(path)
 
 
 def made_identity() -> Tuple[RSAKey, bytes]:
@@ -4825,10 +4843,7 @@ class Daemon:
         identity = configured_identity(config["instance-identity"])
         if self.signer and self.signer.identity == identity:
             return self.signer
-        make_identity = made_identity
-        path = identity_path(self._environ)
-        if path:
-            make_identity = functools.partial(kept_identity, path)
+        make_identity = functools.partial(identity_by_child, identity_path(self._environ))
         return Signer(identity, make_identity, self.log.say, self.server.call_soon_threadsafe)
 
     def _open(self):

