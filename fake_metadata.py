@@ -2083,7 +2083,8 @@ def identity_by_child(path: str = "") -> Tuple[RSAKey, bytes]:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="fake-metadata-"))
             path = os.path.join(directory, IDENTITY_FILE)
         if not os.path.exists(path):
-            environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path))
+            # What goes wrong there is nothing for the supervisor.
+            environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path), NOTIFY_SOCKET="")
             subprocess.run([sys.executable, "-I", "-B", __file__, "--certificate"], env=environ,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL)
