@@ -445,9 +445,9 @@ def test_running_client_takes_the_next_generation(machine_of, name):
                          what="the next generation")
 
         assert later["AccessKeyId"] != first["AccessKeyId"] and later["Token"] != first["Token"]
-        for found in first, later:
-            assert ("new credentials for BaseIAMRole: ...%s," % found["AccessKeyId"][-4:]
-                    in machine.service.log())
+        for found in first, later:  # the log is written just after the answers of a round
+            line = "new credentials for BaseIAMRole: ...%s," % found["AccessKeyId"][-4:]
+            wait_for(lambda: line in machine.service.log(), what=line)
 
 
 def libfaketime():
