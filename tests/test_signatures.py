@@ -334,22 +334,35 @@ WRONG = PAIR._replace(exponent1=PAIR.exponent1 + 2).in_pem()
 SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
 
 
-@pytest.mark.parametrize("key, certificate, error", [
-    (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
-    ("", None, WANTED), ("no PEM", None, WANTED), (CERTIFICATE, None, WANTED),
-    (KEY.replace("A", "B"), None, WANTED), (WRONG, None, WANTED),
-    (LARGE, None, WANTED), (PAIR._replace(prime2=0).in_pem(), None, WANTED),
-    (KEY[:300] + KEY[-40:], None, WANTED),
-    (SHORT, None, WANTED), (LONG, None, WANTED), ("\u00e9" + KEY, None, WANTED),
-    (KEY.replace("RSA PRIVATE", "ENCRYPTED PRIVATE"), None, WANTED),
-    (KEY.replace("RSA PRIVATE", "PRIVATE"), None, WANTED),
-    (KEY, "", "has to have a certificate in it"), (KEY, KEY, "has to have a certificate in it"),
-    (KEY, pem("CERTIFICATE", b""), "has to have a certificate in it"),
-    (KEY, pem("CERTIFICATE", b"0\x03\x02\x01\x00"), "has to have a certificate in it"),
-    (KEY, pem("CERTIFICATE", make_certificate(OTHER)), "certificate: is not that of the key"),
-])
-def test_bad_key(check, tmp_path, key, certificate, error):
+NO_CERTIFICATE = "has to have a certificate in it"
+BAD_KEYS = {  # name -> key, certificate, error; keys are other ones in each run
+    "no key": (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
+    "empty": ("", None, WANTED),
+    "no PEM": ("no PEM", None, WANTED),
+    "certificate for a key": (CERTIFICATE, None, WANTED),
+    "other letters": (KEY.replace("A", "B"), None, WANTED),
+    "wrong exponent": (WRONG, None, WANTED),
+    "prime too large": (LARGE, None, WANTED),
+    "prime of 0": (PAIR._replace(prime2=0).in_pem(), None, WANTED),
+    "cut out": (KEY[:300] + KEY[-40:], None, WANTED),
+    "short": (SHORT, None, WANTED),
+    "long": (LONG, None, WANTED),
+    "no ASCII": ("\u00e9" + KEY, None, WANTED),
+    "encrypted": (KEY.replace("RSA PRIVATE", "ENCRYPTED PRIVATE"), None, WANTED),
+    "PKCS#1 as PKCS#8": (KEY.replace("RSA PRIVATE", "PRIVATE"), None, WANTED),
+    "empty certificate": (KEY, "", NO_CERTIFICATE),
+    "key for a certificate": (KEY, KEY, NO_CERTIFICATE),
+    "certificate of nothing": (KEY, pem("CERTIFICATE", b""), NO_CERTIFICATE),
+    "certificate of a number": (KEY, pem("CERTIFICATE", b"0\x03\x02\x01\x00"), NO_CERTIFICATE),
+    "certificate of another key": (
+        KEY, pem("CERTIFICATE", make_certificate(OTHER)), "certificate: is not that of the key"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_KEYS))
+def test_bad_key(check, tmp_path, name):
     """A key or a certificate that cannot be used is refused, without showing it."""
+    key, certificate, error = BAD_KEYS[name]
     text = "[instance-identity]\n"
     if key is not None:
         text += "key = %s\n" % write(tmp_path / "key", key)
