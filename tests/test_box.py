@@ -34,7 +34,8 @@ META_DATA = "http://169.254.169.254/latest/meta-data/"
 AS_SERVICE = "setpriv --reuid=fake-metadata --regid=fake-metadata --clear-groups "
 AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups "
 GET = "curl -sS --fail --max-time 5 "
-PID = "pgrep -u fake-metadata python3"  # not the command of a credential source
+# Neither the command of a credential source nor the child that makes the signing key.
+PID = "pgrep -u fake-metadata -f 'fake_metadata.py --config'"
 RULE = ("OUTPUT -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -m comment --comment fake-metadata "
         "-j REDIRECT --to-ports 8000")
 
@@ -1870,7 +1871,7 @@ def test_supervised(supervised):
     before = box.snapshot()
     box.ok(INSTALL + " --supervise")
     assert serves(box)
-    assert box.ok("ps -o user= -C python3") == "fake-metadata\n"
+    assert box.ok("ps -o user= -p $(%s)" % PID) == "fake-metadata\n"
     box.ok("kill -9 $(%s)" % PID)
     wait_for(lambda: serves(box), 10, "an answer")
     box.ok(INSTALL + " --supervise && " + CHECK)
@@ -1923,7 +1924,7 @@ def test_run_script(ready, command, status):
              "cd / && setsid %s /root/imds >/dev/null 2>&1 </dev/null &" % command)
     wait_for(lambda: serves(ready), 10, "an answer")
     assert re.search(r"up \(|run:", ready.ok(status + " /root/imds"))
-    assert ready.ok("ps -o user= -C python3") == "fake-metadata\n"
+    assert ready.ok("ps -o user= -p $(%s)" % PID) == "fake-metadata\n"
 
 
 # ---- install.sh --check
