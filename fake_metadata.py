@@ -32,6 +32,7 @@ from __future__ import annotations
 import argparse
 import base64
 import collections
+import concurrent.futures
 import configparser
 import contextlib
 import csv
@@ -165,6 +166,13 @@ MAX_REFUSALS = 50  # lines a second for the refusals of one peer; the rest are c
 MAX_GATHERED = 65536  # characters of lines that wait to be written
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
+# Configuration.
+MAX_CONFIG_BYTES = 16777216
+MAX_MISTAKES = 20  # that are told at once
+
+# In a test.
+MAX_KEPT_REQUESTS = 10000
+
 # Process.
 EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)  # may come before there are handlers for them
 TEMPORARY_ERRORS = (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)  # no such address, no resolver yet
@@ -173,7 +181,64 @@ FOREVER = float("inf")
 
 
 class ConfigError(Exception):
-    """A configuration is wrong: file, section, key, and what would be right, in one line."""
+    """A configuration is wrong: where, in which section and key, and what would be right.
+
+    Its text is one line; or several, one for each mistake.
+    """
+
+    def __init__(self, words: str, section: str = "", key: str = "", place: str = ""):
+        super().__init__(words)
+        self.section = section
+        self.key = key
+        self.place = place  # FILE:LINE
+
+    @property
+    def file_and_line(self) -> Tuple[str, int]:
+        """Return what mistakes are sorted by."""
+        file, _, line = self.place.rpartition(":")
+        return file, int(line) if line.isdigit() else 0
+
+    def __str__(self):
+        name = "[%s] %s" % (shown_section(self.section), self.key) if self.section else ""
+        return ": ".join(filter(None, (self.place, name.strip(), super().__str__())))
+
+
+class Mistakes:
+    """Collects the ConfigErrors of several steps; raises them as one when its block ends.
+
+    `places` is {(section, key): FILE:LINE}.
+    """
+
+    def __init__(self, places: Dict[Tuple[str, str], str]):
+        self._errors = []
+        self._places = places
+
+    def attempt(self, step: Callable, *arguments: Any) -> Any:
+        """Call something; return what it returns, or None if the configuration is wrong for it."""
+        try:
+            return step(*arguments)
+        except ConfigError as error:
+            self.add(error)
+
+    def add(self, error: ConfigError) -> None:
+        """Note a mistake, and its place."""
+        for key in (error.key, ""):
+            error.place = error.place or self._places.get((error.section, key), "")
+        self._errors.append(error)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind or not self._errors:
+            return
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        self._errors.sort(key=operator.attrgetter("file_and_line"))
+        lines = [str(error) for error in self._errors[:MAX_MISTAKES]]
+        if len(self._errors) > MAX_MISTAKES:
+            lines.append("and %d more mistakes" % (len(self._errors) - MAX_MISTAKES))
+        raise ConfigError("\n".join(lines))
 
 
 # ---------------------------------------------------------------- the tree --------------------
@@ -513,12 +578,12 @@ def check_nesting(documents: dict, role_paths: dict) -> None:
         parent = path.rpartition("/")[0]
         while parent:
             if parent in documents and parent not in LISTING_ROWS:
-                place = "[metadata] %s:" % short_path(parent)
+                section, key = "metadata", short_path(parent)
                 by_role = role_paths.get(parent) or role_paths.get(path)
                 if by_role:
-                    place = "[role %s] path: %s" % (by_role[0], short_path(parent))
+                    section, key = "role " + by_role[0], "path"
                 raise ConfigError("%s cannot have a value, since %s is below it" % (
-                    place, short_path(path)))
+                    short_path(parent), short_path(path)), section, key)
             parent = parent.rpartition("/")[0]
 
 
@@ -890,8 +955,8 @@ def derive_keys(i: Instance) -> None:
     if keys and i.key_name:
         names[0] = i.key_name
     if not all(names):
-        raise ConfigError("[instance] public-key: needs a key-name beside it, "
-                          "or a comment at its end")
+        raise ConfigError("needs a key-name beside it, or a comment at its end",
+                          "instance", "public-key")
     i.public_keys = [
         Instance(key_number=number, public_key=key) for number, key in enumerate(keys)]
     i.numbered_keys = ["%d=%s" % numbered for numbered in enumerate(names)]
@@ -941,8 +1006,7 @@ def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
         derive_public_addresses(nic, i, interfaces, seed)
         derive_network(nic, i, interfaces)
         if any(nic.mac == other.mac for other in interfaces):
-            raise ConfigError("[%s] mac: %s is that of another interface" % (
-                shown_section(section), nic.mac))
+            raise ConfigError("%s is that of another interface" % nic.mac, section, "mac")
         interfaces.append(nic)
     derive_cards(interfaces)
     for nic in interfaces:
@@ -1798,14 +1862,16 @@ class RefreshableCredentials:
     a thread of its own and hands over its outcome by that; otherwise it runs at once, in the
     caller's thread. `settings` are those of [credentials] or [role NAME]; when one of `files`
     changes, new credentials are fetched. Credentials expire by `clock`, the wall clock; attempts
-    are paced by `monotonic`. `say` writes to the log.
+    are paced by `monotonic`. `say` writes to the log; `complain` too is told why a fetch failed.
     """
 
     def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None, files=(),
-                 clock=time.time, monotonic=time.monotonic):
+                 clock=time.time, monotonic=time.monotonic, complain=None):
         self.role = role
         self.settings = settings
         self.pending = False  # a fetch is under way
+        self.trouble = ""  # why the last one failed
+        self._complain = complain
         self._fetch = fetch
         self._say = say
         self._call_soon_threadsafe = call_soon_threadsafe
@@ -1910,6 +1976,7 @@ class RefreshableCredentials:
         self._credentials = Credentials(keys, now, expiration)
         self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
+        self.trouble = ""
 
     def _reject(self, error, now):
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
@@ -1918,8 +1985,12 @@ class RefreshableCredentials:
         kept = "there are none"
         if self._credentials and now < self._credentials.expiration:
             kept = "the old ones serve until " + utc(self._credentials.expiration)
-        self._say("no new credentials for %s: %s; %s, next attempt in %d s" % (
-            self.role, error, kept, wait))
+        words = "no new credentials for %s: %s; %s, next attempt in %d s" % (
+            self.role, error, kept, wait)
+        self._say(words)
+        if self._complain and not self.trouble:
+            self._complain(words)
+        self.trouble = str(error)
 
 
 def refresh_window(validity: float) -> float:
@@ -1937,6 +2008,7 @@ def make_credentials(
     call_soon_threadsafe: Optional[Callable[[Callable], None]],
     former: Optional[Dict[str, RefreshableCredentials]] = None,
     randomness: Randomness = os.urandom,
+    complain: Optional[Callable[[str], None]] = None,
 ) -> Dict[str, RefreshableCredentials]:
     """Make {role: RefreshableCredentials} from a configuration; nothing is fetched yet.
 
@@ -1952,7 +2024,7 @@ def make_credentials(
         fetch = functools.partial(source.fetch, settings, randomness)
         hand_over = call_soon_threadsafe if source.blocks else None
         credentials[role] = RefreshableCredentials(
-            role, settings, fetch, say, hand_over, source.files(settings))
+            role, settings, fetch, say, hand_over, source.files(settings), complain=complain)
     return credentials
 
 
@@ -1973,12 +2045,10 @@ def role_settings(config: dict) -> Dict[str, dict]:
             continue
         name = name.strip()
         if name in roles:
-            raise ConfigError(
-                "[%s]: there is a role of that name already" % shown_section(section))
+            raise ConfigError("there is a role of that name already", section)
         if not ROLE_NAME.fullmatch(name):
             raise ConfigError(
-                "[%s]: not the name of a role; it has letters, digits and _+=,.@-"
-                % shown_section(section))
+                "not the name of a role; it has letters, digits and _+=,.@-", section)
         roles[name] = settings
     account = {"account-id": config["instance"]["account-id"]}
     for role, settings in roles.items():
@@ -2002,9 +2072,10 @@ class Signatures(NamedTuple):
 class Signer:
     """Signs the identity document, in a thread of its own, since a new key takes seconds.
 
-    `identity` is that of the configuration, or None: then `make_identity()` makes one, in the
-    thread, when it is first needed. `sign` and `start` are to be called in the thread of the
-    server; `call_soon_threadsafe` hands what was made over to it. `say` writes to the log.
+    `identity` is that of the configuration, or None: then `make_identity(cancelled)` makes one, in
+    the thread, when it is first needed, unless the Event `cancelled` is set meanwhile. `sign`,
+    `start` and `close` are to be called in the thread of the server; `call_soon_threadsafe` hands
+    what was made over to it. `say` writes to the log.
     """
 
     def __init__(self, identity, make_identity, say, call_soon_threadsafe, clock=time.monotonic):
@@ -2015,6 +2086,8 @@ class Signer:
         self._say = say
         self._call_soon_threadsafe = call_soon_threadsafe
         self._clock = clock
+        self._cancelled = threading.Event()
+        self._thread = None
         self._retry_at = 0  # after a failure
         self._signed = None  # the last document
         self._signatures = None
@@ -2034,17 +2107,24 @@ class Signer:
         if self.pending or self._clock() < self._retry_at:
             return
         self.pending = True
-        thread = threading.Thread(target=self._sign_in_thread, args=(document,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._sign_in_thread, args=(document,), daemon=True)
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError as error:  # no more threads
             self._take(document, None, str(error))
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._cancelled.set()
+        if self.pending and self._thread:
+            self._thread.join(1)
 
     def _sign_in_thread(self, document):
         signatures, trouble = None, ""
         try:
             if not self._current:
-                self._current = self._make_identity()
+                self._current = self._make_identity(self._cancelled)
             signatures = signatures_of(document, *self._current)
         except Exception as error:
             trouble = place_of(error)
@@ -2073,22 +2153,33 @@ def identity_path(environ: Dict[str, str]) -> str:
     return os.path.join(directory, IDENTITY_FILE) if directory else ""
 
 
-def identity_by_child(path: str = "") -> Tuple[RSAKey, bytes]:
+def identity_by_child(path: str, cancelled: threading.Event) -> Tuple[RSAKey, bytes]:
     """Read an identity from a file, or have a child process make it; without a path for us alone.
 
-    A thread would hold up everybody else: long arithmetic keeps Python's global lock.
+    A thread would hold up everybody else: long arithmetic keeps Python's global lock. Raises
+    OSError if it is cancelled.
     """
     with contextlib.ExitStack() as stack:
         if not path:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="fake-metadata-"))
             path = os.path.join(directory, IDENTITY_FILE)
         if not os.path.exists(path):
-            # What goes wrong there is nothing for the supervisor.
-            environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path), NOTIFY_SOCKET="")
-            subprocess.run([sys.executable, "-I", "-B", __file__, "--certificate"], env=environ,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)
+            run_maker(path, cancelled)
         return kept_identity(path)
+
+
+def run_maker(path: str, cancelled: threading.Event) -> None:
+    """Run this program for an identity in a file. Raises OSError if it is cancelled."""
+    # What goes wrong there is nothing for the supervisor.
+    environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path), NOTIFY_SOCKET="")
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-B", __file__, "--certificate"], env=environ,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while child.poll() is None:
+        if cancelled.wait(COMMAND_POLL):
+            child.kill()
+            child.wait()
+            raise OSError(errno.ECANCELED, "the key is not wanted any more")
 
 
 def made_identity() -> Tuple[RSAKey, bytes]:
@@ -2139,7 +2230,7 @@ def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
     """Read the key and the certificate that [instance-identity] names. Raises ConfigError."""
     if not settings["key"]:
         if settings["certificate"]:
-            raise ConfigError("[instance-identity] certificate: needs a key beside it")
+            raise ConfigError("needs a key beside it", "instance-identity", "certificate")
         return None
     key = read_pem_file("key", settings["key"], read_rsa_key,
                         "an RSA key without a passphrase, of 1024 to %d bits" % MAX_KEY_BITS)
@@ -2148,7 +2239,7 @@ def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
     certificate = read_pem_file("certificate", settings["certificate"], read_certificate,
                                 "a certificate")
     if key.public_part() not in certificate:
-        raise ConfigError("[instance-identity] certificate: is not that of the key")
+        raise ConfigError("is not that of the key", "instance-identity", "certificate")
     return key, certificate
 
 
@@ -2160,7 +2251,7 @@ def read_pem_file(name: str, path: str, read: Callable[[str], Any], wanted: str)
         trouble = error.strerror
     except ValueError:
         trouble = "has to have %s in it, in PEM form" % wanted
-    raise ConfigError("[instance-identity] %s: %s: %s" % (name, path, trouble))
+    raise ConfigError("%s: %s" % (path, trouble), "instance-identity", name)
 
 
 def read_certificate(text: str) -> bytes:
@@ -2584,14 +2675,14 @@ def authorizations(config: dict) -> Dict[str, Authorization]:
             continue
         token, path = settings["authorization-token"], settings["authorization-token-file"]
         if token and path:
-            raise ConfigError("[%s] authorization-token-file: there is an authorization-token "
-                              "already; only one of them" % shown_section(section))
+            raise ConfigError("there is an authorization-token already; only one of them",
+                              section, "authorization-token-file")
         try:
             if token or path:
                 needed[role.strip()] = Authorization(token, path)
         except OSError as error:
-            raise ConfigError("[%s] authorization-token-file: %s: %s" % (
-                shown_section(section), path, error.strerror))
+            raise ConfigError(
+                "%s: %s" % (path, error.strerror), section, "authorization-token-file")
     return needed
 
 
@@ -2605,8 +2696,7 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
         kind, _, role = section.partition(" ")
         for path in settings["path"] if kind == "role" else ():
             if path in paths:
-                raise ConfigError("[%s] path: %s is there twice" % (
-                    shown_section(section), path))
+                raise ConfigError("%s is there twice" % path, section, "path")
             paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
     return paths
 
@@ -2619,17 +2709,18 @@ def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
 def read_user_data(settings: dict) -> Optional[bytes]:
     """Return the user data; None if there is none. Raises ConfigError."""
     if settings["file"] and settings["text"]:
-        raise ConfigError("[user-data] text: there is a file already; only one of them")
+        raise ConfigError("there is a file already; only one of them", "user-data", "text")
     key, data = "text", settings["text"].encode()
     if settings["file"]:
         key = "file"
         try:
             data = read_file(settings["file"], MAX_USER_DATA + 1)
         except OSError as error:
-            raise ConfigError("[user-data] file: %s: %s" % (settings["file"], error.strerror))
+            raise ConfigError(
+                "%s: %s" % (settings["file"], error.strerror), "user-data", "file")
     if len(data) > MAX_USER_DATA:
-        raise ConfigError("[user-data] %s: over %d bytes, which EC2 would not take" % (
-            key, MAX_USER_DATA))
+        raise ConfigError(
+            "over %d bytes, which EC2 would not take" % MAX_USER_DATA, "user-data", key)
     return data or None
 
 
@@ -2733,6 +2824,16 @@ class HTTPError(Response, Exception):
         return response
 
 
+class Asked(NamedTuple):
+    """What somebody asked, and how it was answered; a status of 0 means not at all."""
+
+    method: str
+    path: str  # as it was sent, without a query
+    status: int
+    version: str  # v2: with a session token, or for one; else v1
+    user_agent: str
+
+
 class Request:
     """The head of a request, checked. Raises HTTPError."""
 
@@ -2757,6 +2858,13 @@ class Request:
             agent = self.headers.get("user-agent", "")
             self._for_log[limit] = escaped(self._line, limit), escaped(agent, limit)
         return self._for_log[limit]
+
+    def asked(self, status: int) -> Asked:
+        """Sum up for a test what was asked."""
+        is_v2 = TOKEN_HEADER in self.headers or self.path == TOKEN_PATH
+        path = self._line.split(" ")[1].partition("?")[0]
+        return Asked(self.method, path, status, "v2" if is_v2 else "v1",
+                     self.headers.get("user-agent", ""))
 
     def _read_target(self, target):
         """Find the path, and the hosts."""
@@ -3449,6 +3557,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         limit = MAX_LOGGED_LINE if self.is_admitted else MAX_REFUSED_LINE
         self.server.log.request(
             self.address_string(), self.request, code, size, seconds, reason, limit)
+        if self.server.requests is not None and isinstance(self.request, Request):
+            self.server.requests.append(self.request.asked(code))
 
     def log_message(self, format, *args):
         """Log what is not about a request."""
@@ -3597,6 +3707,7 @@ class Server(http.server.HTTPServer):
         self.common_headers = b""  # of all answers in a round
         self.stopping = False
         self.max_connections = connection_limit()
+        self.requests = None  # a deque, where somebody wants to know of each: see Asked
         self.unfinished = {}  # connection -> its Task
         self._stop_at = FOREVER
         self._is_listening = False
@@ -3664,12 +3775,12 @@ class Server(http.server.HTTPServer):
         self.call_soon_threadsafe(self.stop)
         self._has_stopped.wait()
 
-    def stop(self):
-        """Accept what has come so far and no more; finish what is in flight."""
+    def stop(self, patience=STOP_SECONDS):
+        """Accept what has come so far and no more; finish what is in flight, in some seconds."""
         if self.stopping:
             return
         self.stopping = True
-        self._stop_at = time.monotonic() + STOP_SECONDS
+        self._stop_at = time.monotonic() + patience
         while self._is_listening and self.accept_requests():
             pass
         self._listen(False)
@@ -3906,15 +4017,20 @@ class Task:
 
 
 def connection_limit() -> int:
-    """Compute the limit of connections; raise a low limit of open files for them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + RESERVED_FILES
+    """Compute how many connections the limit of open files leaves room for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    if soft < wanted:
+    return max(1, min(MAX_CONNECTIONS, soft - RESERVED_FILES))
+
+
+def raise_file_limit() -> None:
+    """Raise a low limit of open files, so that there may be as many connections as we can bear."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft) - RESERVED_FILES)
 
 
 # ---------------------------------------------------------------- log -------------------------
@@ -4271,6 +4387,8 @@ BIND_FORMS = (
 
 def bind_address(text: str) -> Tuple[str, int]:
     """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
+    if re.fullmatch(":?[0-9]{1,5}", text):
+        raise ValueError("%s is a port alone; write 127.0.0.1:%s" % (text, text.lstrip(":")))
     for form in BIND_FORMS:
         match = form.fullmatch(text)
         if match:
@@ -4548,6 +4666,24 @@ VARIABLES = {
     "public-ipv4": "EC2_LOCAL_IPV4",
 }
 
+# Words that people know from elsewhere -> what to write instead.
+OTHER_NAMES = {
+    "region": "availability-zone = eu-central-1a, from which the region follows",
+    "zone": "availability-zone = eu-central-1a",
+    "az": "availability-zone = eu-central-1a",
+    "hostname": "local-hostname = ip-10-0-0-5.ec2.internal",
+    "private-ip": "local-ipv4 = 10.0.0.5",
+    "public-ip": "public-ipv4 = 203.0.113.25",
+    "type": "instance-type = t3.micro",
+    "image-id": "ami-id = ami-0123456789abcdef0",
+    "iam-role": "role = NAME in [credentials]",
+    "port": "bind = 127.0.0.1:8000 in [server]",
+    "host": "bind = 127.0.0.1:8000 in [server]",
+    "imdsv2": "http-tokens = required in [metadata-options]",
+    "hop-limit": "http-put-response-hop-limit = 2 in [metadata-options]",
+    "duration": "lifetime = 1h",
+}
+
 # Keys that [instance] had before 1.1 -> the path that each of them filled.
 FORMER_KEYS = {
     "ami-launch-index": "ami-launch-index",
@@ -4563,35 +4699,223 @@ FORMER_KEYS = {
 }
 
 
-def load_config(
-    path: Optional[str] = None, environ: Dict[str, str] = os.environ
-) -> Dict[str, Dict[str, Any]]:
-    """Read and check a configuration file; return {section: {key: value}}, defaults filled in.
+class Setting(NamedTuple):
+    """One key of a configuration as it is written; or, without a key, the head of a section."""
 
-    A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the
-    defaults. Raises ConfigError.
+    place: str  # FILE:LINE, or whatever it comes from
+    section: str
+    key: str
+    text: str
+
+
+class Configuration(dict):
+    """{section: {key: value}}, defaults filled in; and how it was written, and where.
+
+    A named section, such as "interface eth1", stands beside the fixed ones.
     """
-    config = {kind: default_settings(kind) for kind in SETTINGS if not kind.endswith(" NAME")}
-    if path:
-        with errors_in(path):
-            for section, pairs in read_sections(path).items():
-                config[section] = check_section(section, pairs)
-    with errors_in("environment"):
-        for key, variable in VARIABLES.items():
-            if environ.get(variable):
-                parse, _ = SETTINGS["instance"][key]
-                config["instance"][key] = check_value(
-                    "instance", variable, parse, environ[variable])
+
+    def __init__(self):
+        super().__init__(
+            (kind, default_settings(kind)) for kind in SETTINGS if not kind.endswith(" NAME"))
+        self.texts = {}  # {section: {key: text}}, of keys that are written
+        self.places = {}  # {(section, key): FILE:LINE}
+
+    def take(self, setting: Setting) -> None:
+        """Take a setting in the place of a former one. Raises ConfigError."""
+        section, key, text = setting.section, setting.key, setting.text
+        kind = kind_of(section)
+        if kind in SETTINGS:
+            self.setdefault(section, default_settings(kind))
+        elif not key:  # one error for the section is enough
+            raise ConfigError("unknown section" + nearest(section, SETTINGS), section)
+        self.places[section, key] = setting.place
+        if key and kind in SETTINGS:
+            self[section][key] = checked_value(section, key, text, SETTINGS[kind])
+            self.texts.setdefault(section, {})[key] = text
+
+    def files_with_secrets(self) -> List[str]:
+        """List the files, and other places, that keys or tokens come from."""
+        return sorted({place.rpartition(":")[0] for (section, key), place in self.places.items()
+                       if key in SECRET_KEYS and self.get(section, {}).get(key)})
+
+
+def load_config(
+    sources: Iterable[Any] = (),
+    overrides: Iterable[str] = (),
+    environ: Dict[str, str] = os.environ,
+) -> Configuration:
+    """Read and check a configuration; later sources win, key by key. Raises ConfigError.
+
+    A source is a ConfigFile, ConfigText or ConfigMapping; an override, SECTION.KEY=VALUE, wins over
+    all of them.
+    """
+    config = Configuration()
+    with Mistakes(config.places) as mistakes:
+        settings = [setting for source in sources for setting in source.read(mistakes)]
+        settings += environment_settings(environ)
+        known = {setting.section for setting in settings}
+        for text in overrides:
+            settings += mistakes.attempt(override, text, known) or ()
+        for setting in settings:
+            try:
+                config.take(setting)
+            except ConfigError as error:
+                error.place = setting.place
+                mistakes.add(error)
+        for section in config:
+            mistakes.attempt(check_source, section, config[section])
     return config
 
 
-@contextlib.contextmanager
-def errors_in(place: Optional[str]) -> Iterator[None]:
-    """Put the place of the mistake before the text of any ConfigError raised in the block."""
+class ConfigFile:
+    """A file of the configuration; "-" is standard input.
+
+    What cannot be read twice, such as a pipe, is kept: a reload finds it as it was.
+    """
+
+    def __init__(self, path: str):
+        self.name = "standard input" if path == "-" else path
+        self._path = path
+        self._kept = None
+
+    def read(self, mistakes: Mistakes) -> List[Setting]:
+        """Return its settings, and note what is wrong with it."""
+        try:
+            content = self._kept if self._kept is not None else self._content()
+            return read_settings(content.decode("utf-8-sig"), self.name, mistakes)
+        except OSError as error:
+            mistakes.add(ConfigError(error.strerror, place=self.name))
+        except UnicodeDecodeError:
+            mistakes.add(ConfigError("is not UTF-8", place=self.name))
+        return []
+
+    def _content(self):
+        with open(0 if self._path == "-" else self._path, "rb", closefd=self._path != "-") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+            if len(content) > MAX_CONFIG_BYTES:
+                raise OSError(errno.EFBIG, "is over %d bytes" % MAX_CONFIG_BYTES)
+            if self._path == "-" or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                self._kept = content
+            return content
+
+
+class ConfigText(NamedTuple):
+    """A configuration in a text, in the form of a file."""
+
+    text: str
+    name: str = "configuration"
+
+    def read(self, mistakes: Mistakes) -> List[Setting]:
+        """Return its settings, and note what is wrong with it."""
+        return read_settings(self.text, self.name, mistakes)
+
+
+class ConfigMapping(NamedTuple):
+    """A configuration in the form {section: {key: value}}."""
+
+    sections: Dict[str, Dict[str, Any]]
+    name: str = "configuration"
+
+    def read(self, mistakes: Mistakes) -> List[Setting]:
+        """Return its settings."""
+        settings = []
+        for section, pairs in self.sections.items():
+            settings.append(Setting(self.name, section, "", ""))
+            settings += [Setting(self.name, section, key, str(value))
+                         for key, value in pairs.items()]
+        return settings
+
+
+SECTION_LINE = re.compile(r"\[(.+)\]")
+KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^="][^=]*?))\s*=\s*(?P<text>.*)')
+
+
+def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
+    """Read an INI file, and note what is wrong with it.
+
+    Not by configparser, which knows no lines: a mistake is told with its line, and a key that
+    stands twice with both. A line that is indented more than its key goes on with the value; a
+    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#".
+    """
+    settings, lines_of_keys = [], {}
+    section, indent = "", FOREVER  # indent: of the key whose value may go on; else FOREVER
+    for number, line in enumerate(content.split("\n"), 1):
+        words = line.strip()
+        place = "%s:%d" % (name, number)
+        depth = len(line) - len(line.lstrip())
+        header, pair = SECTION_LINE.match(words), KEY_LINE.fullmatch(words)
+        if not words or words[0] in "#;":
+            indent = FOREVER
+        elif depth > indent:
+            settings[-1] = settings[-1]._replace(text=settings[-1].text + "\n" + words)
+        elif header:
+            section, indent = header.group(1), FOREVER
+            settings.append(Setting(place, section, "", ""))
+        elif pair and section:
+            key, indent = pair["quoted"] or pair["plain"], depth
+            first = lines_of_keys.setdefault((section, key), number)
+            if first != number:
+                mistakes.add(ConfigError("is there twice, in lines %d and %d" % (
+                    first, number), section, shown_key(key), place))
+            settings.append(Setting(place, section, key, pair["text"]))
+        else:  # not with its text, a secret maybe
+            indent = FOREVER
+            words = "neither a [section] nor key = value"
+            if pair:
+                words = "a key in front of any [section]"
+            mistakes.add(ConfigError(words, place=place))
+    return settings
+
+
+def environment_settings(environ: Dict[str, str]) -> List[Setting]:
+    """Return the settings that environment variables make."""
+    return [Setting(variable + " in the environment", "instance", key, environ[variable])
+            for key, variable in VARIABLES.items() if environ.get(variable)]
+
+
+OVERRIDE = re.compile(r'(?P<name>(?:"[^"]*"|[^="])*)=(?P<text>.*)', re.DOTALL)
+
+
+def override(text: str, known: Iterable[str] = ()) -> List[Setting]:
+    """Read SECTION.KEY=VALUE; the first "=" outside double quotes ends the key.
+
+    Raises ConfigError. See split_name for `known`.
+    """
+    match = OVERRIDE.fullmatch(text)
     try:
-        yield
+        if not match:
+            raise ConfigError("write SECTION.KEY=VALUE")
+        section, key = split_name(match["name"].strip(), known)
     except ConfigError as error:
-        raise ConfigError("%s: %s" % (place, error))
+        error.place = "--set"
+        raise
+    return [Setting("--set", section, "", ""),
+            Setting("--set", section, key, match["text"].strip())]
+
+
+def split_name(name: str, known: Iterable[str] = ()) -> Tuple[str, str]:
+    """Split SECTION.KEY behind the longest section that there is, in `known` or at all.
+
+    A key may stand in double quotes. Raises ConfigError.
+    """
+    dots = [match.start() for match in re.finditer(r"\.(?=([^\"]*\"[^\"]*\")*[^\"]*$)", name)]
+    for dot in reversed(dots):
+        section, key = name[:dot], name[dot + 1:]
+        if section in known or kind_of(section) in SETTINGS:
+            break
+    else:
+        raise ConfigError("%s: write SECTION.KEY; sections are: %s" % (
+            shown_section(name), ", ".join(SETTINGS)))
+    if len(key) > 1 and key.startswith('"') and key.endswith('"'):
+        key = key[1:-1]
+    if not key:
+        raise ConfigError("which key? write SECTION.KEY", section)
+    return section, key
+
+
+def kind_of(section: str) -> str:
+    """Return the name that a section has in SETTINGS, if it is there at all."""
+    return section if section in SETTINGS else re.sub(" .+", " NAME", section)
 
 
 def default_settings(kind: str) -> Dict[str, Any]:
@@ -4599,71 +4923,43 @@ def default_settings(kind: str) -> Dict[str, Any]:
     return {key: default for key, (_, default) in SETTINGS[kind].items() if key != "*"}
 
 
-def read_sections(path: str) -> Dict[str, Dict[str, str]]:
-    """Read a file into {section: {key: text}}. Raises ConfigError."""
-    parser = configparser.RawConfigParser(
-        delimiters=("=",), comment_prefixes=("#", ";"), strict=True, default_section="",
-        empty_lines_in_values=False)
-    parser.optionxform = str  # keys keep their case
+def checked_value(section: str, key: str, text: str, known: dict) -> Any:
+    """Return the value of a text. Raises ConfigError with what would be right."""
+    parse, default = find_setting(section, key, text, known)
+    if not text and default is not None and not default:
+        return default
     try:
-        parser.read_string(read_file(path).decode("utf-8-sig"), path)
-    except OSError as error:
-        raise ConfigError(error.strerror)
-    except UnicodeDecodeError:
-        raise ConfigError("is not UTF-8")
-    except (configparser.DuplicateSectionError, configparser.DuplicateOptionError) as error:
-        place = "[%s]" % shown_section(error.section)
-        if isinstance(error, configparser.DuplicateOptionError):
-            place += " " + shown_key(error.option)
-        raise ConfigError("%s: is there twice, again in line %d" % (place, error.lineno))
-    except configparser.ParsingError as error:  # its own text shows the line, a secret maybe
-        line = getattr(error, "lineno", 0) or error.errors[0][0]
-        raise ConfigError("line %d is neither a [section] nor key = value" % line)
-    return {section: dict(parser.items(section)) for section in parser.sections()}
-
-
-def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
-    """Check the keys and values of a section; return them beside the defaults of the others."""
-    kind = section if section in SETTINGS else re.sub(" .+", " NAME", section)
-    if kind not in SETTINGS:
-        raise ConfigError("[%s]: unknown section%s" % (
-            shown_section(section), nearest(section, SETTINGS)))
-    settings = default_settings(kind)
-    for key, text in pairs.items():
-        parse, default = find_setting(section, key, text, SETTINGS[kind])
-        if not text and default is not None and not default:
-            settings[key] = default
-        else:
-            settings[key] = check_value(section, key, parse, text)
-    if "source" in settings:
-        check_source(section, settings)
-    return settings
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(str(error), section, key)
 
 
 SECRET_KEYS = ("secret-access-key", "session-token", "authorization-token")
-
-
-def has_secrets(config: Dict[str, Dict[str, Any]]) -> bool:
-    """Tell whether a configuration has keys or tokens in it."""
-    return any(settings.get(key) for settings in config.values() for key in SECRET_KEYS)
 
 
 def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser, Any]:
     """Find the parser and the default of a key. Raises ConfigError if there is no such key."""
     if key in known and key != "*":
         return known[key]
-    if section == "instance" and key in FORMER_KEYS:
-        raise ConfigError("[instance] %s: is no key any more; write in [metadata]: %s" % (
-            key, metadata_line(FORMER_KEYS[key], text)))
     if "*" not in known:
-        raise ConfigError("[%s] %s: unknown key%s" % (
-            shown_section(section), shown_key(key), nearest(key, known)))
+        raise ConfigError(unknown_key(section, key, text, known), section, shown_key(key))
     if section in KEY_FORMS:
         form, hint = KEY_FORMS[section]
         if not form.fullmatch(key):
-            raise ConfigError("[%s] %s: %s" % (
-                shown_section(section), shown_key(key), hint))
+            raise ConfigError(hint, section, shown_key(key))
     return known["*"]
+
+
+def unknown_key(section: str, key: str, text: str, known: dict) -> str:
+    """Say what to write instead of a key that there is not."""
+    if section == "instance" and key in FORMER_KEYS:
+        return "is no key any more; write in [metadata]: " + metadata_line(FORMER_KEYS[key], text)
+    if key in OTHER_NAMES:
+        return "unknown key; write " + OTHER_NAMES[key]
+    owners = ["[%s]" % kind for kind, keys in SETTINGS.items() if key in keys]
+    if owners and key != "*":
+        return "unknown key; it belongs into " + " or ".join(owners)
+    return "unknown key" + nearest(key, known)
 
 
 def metadata_line(path: str, text: str) -> str:
@@ -4673,20 +4969,12 @@ def metadata_line(path: str, text: str) -> str:
     return "%s = the same" % path
 
 
-def check_value(section: str, key: str, parse: Parser, text: str) -> Any:
-    """Return the value of a text. Raises ConfigError with what would be right."""
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigError("[%s] %s: %s" % (shown_section(section), key, error))
-
-
 def check_source(section: str, settings: Dict[str, Any]) -> None:
     """Refuse a source of credentials without the keys that it needs."""
-    for key in SOURCES[settings["source"]].needs:
+    source = settings.get("source")
+    for key in SOURCES[source].needs if source else ():
         if not settings[key]:
-            raise ConfigError("[%s] %s: missing; source = %s needs it" % (
-                shown_section(section), key, settings["source"]))
+            raise ConfigError("missing; source = %s needs it" % source, section, key)
 
 
 def shown_key(key: str, instead: str = "(a line)") -> str:
@@ -4712,143 +5000,40 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 # ---------------------------------------------------------------- process ---------------------
 
-class Daemon:
-    """The service as a process: configuration, credentials, log, server, and the signals.
+class Service:
+    """The service as a whole: configuration, credentials, signer, log, server.
 
-    `options` are those of the command line: config, log and address. Raises ConfigError, and
-    OSError if it cannot listen.
+    `read_config` returns the Configuration, at the start and at each reload; its errors are
+    ConfigErrors. `address` and `log` win over the configuration. `complain` is told, beside the
+    log, why there are no new credentials. To be used in one thread; `run` is its loop.
     """
 
-    def __init__(self, options: argparse.Namespace, environ: Dict[str, str] = os.environ):
-        self._options = options
+    def __init__(self, read_config, address=None, log="", environ=os.environ, complain=None):
+        self._read_config = read_config
+        self._log_option = log
         self._environ = environ
+        self._complain = complain
         self._box = box_id(environ.get("STATE_DIRECTORY"))
-        self._is_ready = False
-        self.config = load_config(options.config, environ)
+        self.config = read_config()
         self.log = Log(self._log_path(self.config))
-        self.address = self.config["server"]["bind"] or DEFAULT_BIND
-        if options.address is not None:
-            self.address = bind_address(options.address)
+        self._address_option = address
+        self.address = address or self.config["server"]["bind"] or DEFAULT_BIND
         token_key = session_token_key(environ.get("RUNTIME_DIRECTORY"))
         self.server = Server(self.address, SessionTokens(token_key), self.log)
         self.signer = None
         self.credentials, self.signer, self.server.service = self._make_service(self.config)
-        self._signals = {
-            signal.SIGHUP: self.reload,
-            signal.SIGUSR1: self.rotate,
-            signal.SIGTERM: self.stop,
-            signal.SIGINT: self.stop,
-        }
 
-    def run(self) -> None:
-        """Serve until TERM or INT."""
-        self._warn_of_readable_secrets()
-        self.catch_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY_SIGNALS)
-        try:
-            self._open()
-            self.server.serve_forever()
-            self.log.say("stopped")
-        finally:
-            self.close()
-            for number in self._signals:  # a late one must not look like a crash
-                signal.signal(number, signal.SIG_IGN)
+    @property
+    def url(self) -> str:
+        """Return the address at which it listens, once it is open."""
+        address, port = self.server.server_address[:2]
+        return "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
 
-    def catch_signals(self) -> None:
-        """Have signals noted; the server acts on them between two rounds."""
-        for number, action in self._signals.items():
-            signal.signal(number, functools.partial(self._note_signal, action))
+    def open(self) -> None:
+        """Take the port, fetch the first credentials, open the port and say so.
 
-    def close(self) -> None:
-        """End fetches under way; close all sockets and the log."""
-        for credentials in self.credentials.values():
-            credentials.cancel(wait=1)
-        self.server.server_close()
-        self.log.close()
-
-    def dump(self) -> str:
-        """Render every path with its value, as it would be served."""
-        self.fetch_first_credentials(patience=86400)
-        lines = []
-        for path in self.server.service.paths():
-            found = self.server.service.find(path)
-            document = found.current()
-            while not document and found.pending and not self.server.stopping:
-                self.server.serve_once()
-                document = found.current()
-            text = "(no credentials)"
-            if document:
-                text = document.body.decode("utf-8", "backslashreplace")
-            lines.append(path)
-            lines += ["    " + line for line in text.split("\n")]
-        return "\n".join(lines)
-
-    def fetch_first_credentials(self, patience: float) -> None:
-        """Fetch credentials for all roles, and wait some seconds for them at most."""
-        for credentials in self.credentials.values():
-            credentials.refresh()
-        give_up = time.monotonic() + patience
-        self.server.call_later(patience, lambda: None)  # so that serve_once ends in time
-        while time.monotonic() < give_up and not self.server.stopping:
-            if not any(credentials.pending for credentials in self.credentials.values()):
-                break
-            self.server.serve_once()
-
-    # What signals ask for.
-
-    def reload(self) -> None:
-        """Reopen the log and take the configuration as it is now; a bad one changes nothing."""
-        self._tell_supervisor("RELOADING=1")
-        try:
-            config = load_config(self._options.config, self._environ)
-            credentials, signer, service = self._make_service(config, self.credentials)
-        except (ConfigError, OSError) as error:
-            self.log.reopen(self._log_path(self.config))
-            self.log.say("not reloaded, the old configuration stays: %s" % error)
-        else:
-            self.signer = signer
-            self._adopt(config, credentials, service)
-        finally:
-            self._tell_supervisor("READY=1")
-
-    def rotate(self) -> None:
-        """Make new credentials of all roles now."""
-        self.log.say("new credentials asked for")
-        for credentials in self.credentials.values():
-            credentials.refresh()
-
-    def stop(self) -> None:
-        """Stop accepting, and end when what is in flight is done."""
-        if not self.server.stopping:
-            self._tell_supervisor("STOPPING=1")
-            self.log.say("stopping")
-            self.server.stop()
-
-    def _note_signal(self, action, number, frame):
-        self.server.call_soon_threadsafe(action)
-
-    def _log_path(self, config):
-        return self._options.log or config["server"]["log"]
-
-    def _make_service(self, config, former=None):
-        """Make the credentials, the signer and the service that a configuration describes."""
-        with errors_in(self._options.config):
-            credentials = make_credentials(
-                config, self.log.say, self.server.call_soon_threadsafe, former)
-            signer = self._make_signer(config)
-            service = MetadataService(config, credentials, signer, self._box, (self.address[0],))
-        return credentials, signer, service
-
-    def _make_signer(self, config):
-        """Make the signer of the identity document, unless that of before can go on."""
-        identity = configured_identity(config["instance-identity"])
-        if self.signer and self.signer.identity == identity:
-            return self.signer
-        make_identity = functools.partial(identity_by_child, identity_path(self._environ))
-        return Signer(identity, make_identity, self.log.say, self.server.call_soon_threadsafe)
-
-    def _open(self):
-        """Take the port, fetch the first credentials, open the port and say so."""
+        Raises OSError if it cannot listen.
+        """
         try:
             self.server.server_bind()
             self.fetch_first_credentials(FIRST_FETCH_WAIT)
@@ -4863,46 +5048,149 @@ class Daemon:
         self._announce()
         self._keep_identity()
 
+    def run(self) -> None:
+        """Serve until `stop`."""
+        self.server.serve_forever()
+        self.log.say("stopped")
+
+    def close(self) -> None:
+        """End fetches under way; close all sockets and the log."""
+        for credentials in self.credentials.values():
+            credentials.cancel(wait=1)
+        self.signer.close()
+        self.server.server_close()
+        self.log.close()
+
+    def reload(self) -> None:
+        """Reopen the log and take the configuration as it is now; a bad one changes nothing."""
+        try:
+            self.configure(self._read_config)
+        except (ConfigError, OSError) as error:
+            self.log.reopen(self._log_path(self.config))
+            self.log.say("not reloaded, the old configuration stays: %s" % (
+                "; ".join(str(error).splitlines())))
+
+    def configure(self, read_config: Callable[[], Configuration]) -> None:
+        """Take another configuration, and reopen the log. Raises ConfigError, and changes nothing.
+        """
+        config = read_config()
+        credentials, signer, service = self._make_service(config, self.credentials)
+        self._read_config = read_config
+        self.signer = signer
+        self._adopt(config, credentials, service)
+
+    def rotate(self) -> None:
+        """Make new credentials of all roles now."""
+        self.log.say("new credentials asked for")
+        for credentials in self.credentials.values():
+            credentials.refresh()
+
+    def when_fetched(self, callback: Callable[[], Any]) -> None:
+        """Have something called once no credentials are being fetched."""
+        if any(credentials.pending for credentials in self.credentials.values()):
+            again = functools.partial(self.when_fetched, callback)
+            self.server.call_later(DOCUMENT_POLL, again)
+        else:
+            callback()
+
+    def trouble(self) -> str:
+        """Say why there are no new credentials; "" if there are."""
+        return "; ".join("no new credentials for %s: %s" % (role, credentials.trouble)
+                         for role, credentials in self.credentials.items() if credentials.trouble)
+
+    def stop(self, patience: float = STOP_SECONDS) -> None:
+        """Stop accepting, and end when what is in flight is done, or after some seconds."""
+        if not self.server.stopping:
+            self.log.say("stopping")
+            self.server.stop(patience)
+
+    def dump(self) -> str:
+        """Render every path with its value, as it would be served."""
+        self.fetch_first_credentials(patience=86400)
+        lines = []
+        for path in self.server.service.paths():
+            lines.append(path)
+            lines += ["    " + line for line in self._text_at(path).split("\n")]
+        return "\n".join(lines)
+
+    def fetch_first_credentials(self, patience: float) -> None:
+        """Fetch credentials for all roles, and wait some seconds for them at most."""
+        for credentials in self.credentials.values():
+            credentials.refresh()
+        give_up = time.monotonic() + patience
+        self.server.call_later(patience, lambda: None)  # so that serve_once ends in time
+        while time.monotonic() < give_up and not self.server.stopping:
+            if not any(credentials.pending for credentials in self.credentials.values()):
+                break
+            self.server.serve_once()
+
+    def _text_at(self, path):
+        """Return what is served at a path, once it is there."""
+        found = self.server.service.find(path)
+        if isinstance(found, SignedDocument) and not self._keeps_identity():
+            return "(signed with a key that each start makes anew)"
+        document = found.current()
+        while not document and found.pending:
+            self.server.serve_once()
+            document = found.current()
+        if not document:
+            return "(no signature)" if isinstance(found, SignedDocument) else "(no credentials)"
+        return document.body.decode("utf-8", "backslashreplace")
+
+    def _log_path(self, config):
+        return self._log_option or config["server"]["log"]
+
+    def _make_service(self, config, former=None):
+        """Make the credentials, the signer and the service that a configuration describes."""
+        with Mistakes(config.places) as mistakes:
+            signer = mistakes.attempt(self._make_signer, config)
+            credentials = mistakes.attempt(
+                make_credentials, config, self.log.say, self.server.call_soon_threadsafe, former,
+                os.urandom, self._complain)
+        with Mistakes(config.places) as mistakes:
+            service = mistakes.attempt(
+                MetadataService, config, credentials, signer, self._box, (self.address[0],))
+        return credentials, signer, service
+
+    def _make_signer(self, config):
+        """Make the signer of the identity document, unless that of before can go on."""
+        identity = configured_identity(config["instance-identity"])
+        if self.signer and self.signer.identity == identity:
+            return self.signer
+        make_identity = functools.partial(identity_by_child, identity_path(self._environ))
+        return Signer(identity, make_identity, self.log.say, self.server.call_soon_threadsafe)
+
+    def _keeps_identity(self):
+        return self.signer.identity or identity_path(self._environ)
+
     def _keep_identity(self):
         """Make the key of signatures, if it is one that is kept, so that --certificate finds it."""
         if identity_path(self._environ):
             self.signer.start()
 
     def _look_around(self):
-        """Refresh, each second, what credentials are due; tell a watchdog that the loop turns."""
+        """Refresh, each second, what credentials are due; say that the loop turns."""
         self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
-        if self._environ.get("WATCHDOG_USEC"):
-            self._tell_supervisor("WATCHDOG=1")
-
-    def _warn_of_readable_secrets(self):
-        """Report a configuration with keys in it that others can read."""
-        path = self._options.config
-        if not path or not has_secrets(self.config):
-            return
-        with contextlib.suppress(OSError):  # it may be gone again
-            if os.stat(path).st_mode & stat.S_IROTH:
-                self.log.say("others can read %s, which has secrets in it: chmod o-r it" % path)
 
     def _announce(self):
-        address, port = self.server.server_address[:2]
-        host = "[%s]" % address if ":" in address else address
-        url = "http://%s:%d/" % (host, port)
+        address = self.server.server_address[0]
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
+        self._warn_of_readable_secrets()
         if not (address.startswith("127.") or address == "::1"):
             self.log.say(
                 "bound to %s: whoever reaches this address gets the credentials" % address)
-        self.log.say("listening on " + url)
-        if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
-            warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
+        self.log.say("listening on " + self.url)
         self.log.flush()
-        self._is_ready = True
-        self._tell_supervisor("READY=1")
 
-    def _tell_supervisor(self, message):
-        if self._is_ready:  # before that it would take us for started
-            notify(message, self._environ)
+    def _warn_of_readable_secrets(self):
+        """Report files of the configuration with keys in them that others can read."""
+        for path in self.config.files_with_secrets():
+            with contextlib.suppress(OSError):  # it may be gone again
+                if os.stat(path).st_mode & stat.S_IROTH:
+                    self.log.say(
+                        "others can read %s, which has secrets in it: chmod o-r it" % path)
 
     def _adopt(self, config, credentials, service):
         """Put what a reload has made in the place of the old."""
@@ -4916,13 +5204,81 @@ class Daemon:
             if former.get(role) is not new:
                 new.refresh()
         self.log.reopen(self._log_path(config))
-        read = "configuration read" if self._options.config else "no configuration to read"
+        read = "configuration read" if config.places else "no configuration to read"
         self.log.say("reloaded: log reopened, %s" % read)
         self._keep_identity()
         self._warn_of_readable_secrets()
         bind = config["server"]["bind"]
-        if bind and not self._options.address and bind != self.address:
+        if bind and not self._address_option and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")
+
+
+class Daemon:
+    """A Service as a process: with signals, and with a supervisor.
+
+    Raises ConfigError, and OSError if it cannot listen.
+    """
+
+    def __init__(self, options: argparse.Namespace, environ: Dict[str, str] = os.environ):
+        self._has_log = options.log is not None
+        self._environ = environ
+        self._is_ready = False
+        raise_file_limit()
+        self.service = Service(
+            config_reader(options, environ), address_option(options), options.log, environ)
+
+    def run(self) -> None:
+        """Serve until TERM or INT."""
+        signals = {
+            signal.SIGHUP: self.reload,
+            signal.SIGUSR1: self.service.rotate,
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+        }
+        for number, action in signals.items():
+            signal.signal(number, functools.partial(self._note_signal, action))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY_SIGNALS)
+        try:
+            self.service.open()
+            if not self.service.server.stopping:
+                self._say_ready()
+            self.service.run()
+        finally:
+            self.service.close()
+            for number in signals:  # a late one must not look like a crash
+                signal.signal(number, signal.SIG_IGN)
+
+    def reload(self) -> None:
+        """Read the configuration again, and reopen the log."""
+        self._tell_supervisor("RELOADING=1")
+        self.service.reload()
+        self._tell_supervisor("READY=1")
+
+    def stop(self) -> None:
+        """End when what is in flight is done."""
+        self._tell_supervisor("STOPPING=1")
+        self.service.stop()
+
+    def _note_signal(self, action, number, frame):
+        """Have the loop act on a signal between two rounds."""
+        self.service.server.call_soon_threadsafe(action)
+
+    def _say_ready(self):
+        if not self._has_log and not self._environ.get("NOTIFY_SOCKET"):
+            warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=" + self.service.url)
+        self._is_ready = True
+        self._tell_supervisor("READY=1")
+        if self._environ.get("WATCHDOG_USEC"):
+            self._pet_watchdog()
+
+    def _pet_watchdog(self):
+        """Tell a watchdog each second that the loop turns."""
+        self.service.server.call_later(SWEEP_SECONDS, self._pet_watchdog)
+        self._tell_supervisor("WATCHDOG=1")
+
+    def _tell_supervisor(self, message):
+        if self._is_ready:  # before that it would take us for started
+            notify(message, self._environ)
 
 
 def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
@@ -4943,17 +5299,229 @@ def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
         pass
 
 
+# ---------------------------------------------------------------- in a test, for a command ----
+
+# What would hide this service from an SDK: keys, profiles and files that come before the metadata
+# service in its chain (SDKs and Tools Reference Guide, "Settings reference"; and older SDKs).
+HIDING_VARIABLES = (
+    "AWS_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CREDENTIAL_EXPIRATION", "AWS_CREDENTIAL_FILE",
+    "AWS_CREDENTIAL_PROFILES_FILE", "AWS_DEFAULT_PROFILE", "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "AWS_PROFILE", "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_SECURITY_TOKEN",
+    "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "EC2_METADATA_SERVICE_ENDPOINT",
+)
+FILES_THAT_HIDE = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "BOTO_CONFIG")
+REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+def client_environment(environ: Dict[str, str], url: str, region: str) -> Dict[str, str]:
+    """Make the environment in which AWS clients take keys and a region from a service at a URL.
+
+    A region that is set already stays.
+    """
+    chosen = {name: value for name, value in environ.items() if name not in HIDING_VARIABLES}
+    chosen.update((name, os.devnull) for name in FILES_THAT_HIDE)
+    own = [environ[name] for name in REGION_VARIABLES if environ.get(name)]
+    for name in REGION_VARIABLES:
+        chosen[name] = environ.get(name) or (own or [region])[0]
+    host = urllib.parse.urlsplit(url).hostname
+    for name in ("NO_PROXY", "no_proxy"):
+        chosen[name] = ",".join(filter(None, (environ.get(name), host)))
+    chosen["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = chosen["FAKE_METADATA_URL"] = url
+    return chosen
+
+
+class RunningService:
+    """A service in a thread of its own, as `serve` gives it to a test.
+
+    All methods may be called in any thread, and return when their effect is served.
+    """
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._service.server.requests = collections.deque(maxlen=MAX_KEPT_REQUESTS)
+        self._thread = threading.Thread(target=service.run, name="fake-metadata", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Return http://127.0.0.1:PORT/."""
+        return self._service.url
+
+    @property
+    def environ(self) -> Dict[str, str]:
+        """Return the environment of this process, but that AWS clients find this service in it."""
+        region = ZONE.fullmatch(self._service.config["instance"]["availability-zone"])["region"]
+        return client_environment(os.environ, self.url, region)
+
+    @property
+    def requests(self) -> List[Asked]:
+        """Return what was asked since the last look, the last 10,000 at most."""
+        return self._in_its_thread(self._take_requests)
+
+    def rotate(self) -> None:
+        """Have new credentials for all roles. Raises SourceError if there are none."""
+        self._in_its_thread(self._service.rotate)
+        self._wait_for_credentials()
+        trouble = self._service.trouble()
+        if trouble:
+            raise SourceError(trouble)
+
+    def configure(self, config: Union[str, Dict[str, Dict[str, Any]]]) -> None:
+        """Serve another configuration. Raises ConfigError, and leaves the old one."""
+        reader = functools.partial(load_config, [source_of(config)])
+        self._in_its_thread(functools.partial(self._service.configure, reader))
+        self._wait_for_credentials()
+
+    def reload(self) -> None:
+        """Have the configuration read again, soon; for a signal handler."""
+        self._service.server.call_soon_threadsafe(self._service.reload)
+
+    def rotate_soon(self) -> None:
+        """Have new credentials, soon; for a signal handler."""
+        self._service.server.call_soon_threadsafe(self._service.rotate)
+
+    def close(self) -> None:
+        """End the service and its thread; whatever is in flight is cut off."""
+        self._service.server.call_soon_threadsafe(functools.partial(self._service.stop, 0))
+        self._thread.join()
+
+    def _take_requests(self):
+        taken = list(self._service.server.requests)
+        self._service.server.requests.clear()
+        return taken
+
+    def _wait_for_credentials(self):
+        fetched = threading.Event()
+        self._in_its_thread(functools.partial(self._service.when_fetched, fetched.set))
+        fetched.wait()
+
+    def _in_its_thread(self, step):
+        """Have something done in the thread of the service; return what it returns, or raises."""
+        if not self._thread.is_alive():
+            raise RuntimeError("this service has ended")
+        outcome = concurrent.futures.Future()
+        self._service.server.call_soon_threadsafe(functools.partial(fulfil, outcome, step))
+        return outcome.result()
+
+
+def fulfil(outcome: concurrent.futures.Future, step: Callable[[], Any]) -> None:
+    """Do something, and give a Future what it returns or raises."""
+    try:
+        outcome.set_result(step())
+    except Exception as error:
+        outcome.set_exception(error)
+
+
+@contextlib.contextmanager
+def serve(
+    config: Union[str, Dict[str, Dict[str, Any]]] = "",
+    bind: str = "127.0.0.1:0",
+    log: str = os.devnull,
+) -> Iterator[RunningService]:
+    """Serve in a thread of its own for as long as the block lasts, for a test.
+
+        with fake_metadata.serve("[credentials]\nlifetime = 1h", bind="127.0.0.1:0") as imds:
+            subprocess.run(["aws", "sts", "get-caller-identity"], env=imds.environ)
+
+    `config` is a text in the form of a file, or {section: {key: value}}; `log` a file. No signal is
+    touched, and nothing is left behind. Raises ConfigError, and OSError if it cannot listen.
+    """
+    reader = functools.partial(load_config, [source_of(config)])
+    with serving(Service(reader, bind_address(bind), log, own_variables(), warn)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving(service: Service) -> Iterator[RunningService]:
+    """Run a service in a thread for as long as the block lasts."""
+    try:
+        service.open()
+        running = RunningService(service)
+        try:
+            yield running
+        finally:
+            running.close()
+    finally:
+        service.close()
+
+
+def source_of(config: Union[str, Dict[str, Dict[str, Any]]]) -> Union[ConfigText, ConfigMapping]:
+    """Return the source of a configuration that is a text or {section: {key: value}}."""
+    return ConfigText(config) if isinstance(config, str) else ConfigMapping(config)
+
+
+def own_variables() -> Dict[str, str]:
+    """Return the environment without the folders and the supervisor of another service."""
+    return {name: value for name, value in os.environ.items()
+            if name not in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")}
+
+
+# The terminal sends these to COMMAND as well as to us.
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
+
+
+class Command:
+    """COMMAND, which has a service for as long as it runs; all else is as if a shell ran it."""
+
+    def __init__(self, words: List[str]):
+        self._words = words
+        self._child = None
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Serve, run it, and return its exit status."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+        service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
+                          own_variables(), warn)
+        with serving(service) as running:
+            signal.signal(signal.SIGTERM, self._pass_on)
+            signal.signal(signal.SIGHUP, lambda number, frame: running.reload())
+            signal.signal(signal.SIGUSR1, lambda number, frame: running.rotate_soon())
+            environ = dict(running.environ, FAKE_METADATA_PID=str(os.getpid()))
+            try:
+                self._child = subprocess.Popen(
+                    self._words, env=environ, close_fds=False,
+                    preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
+            except OSError as error:
+                warn("%s: %s" % (self._words[0], error.strerror))
+                return 127 if error.errno == errno.ENOENT else 126
+            return self._wait()
+
+    def _wait(self):
+        """Wait for its end; meanwhile pass on what only we were told."""
+        while self._child.poll() is None:
+            received = signal.sigtimedwait(TERMINAL_SIGNALS, COMMAND_POLL)
+            if received and received.si_code <= 0:  # from a process: the terminal tells both
+                self._child.send_signal(received.si_signo)
+        status = self._child.returncode
+        return status if status >= 0 else 128 - status
+
+    def _pass_on(self, number, frame):
+        """Tell COMMAND what we are told; end, if it has not begun."""
+        if not self._child:
+            sys.exit(128 + number)
+        self._child.send_signal(number)
+
+
 # ---------------------------------------------------------------- main ------------------------
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="fake_metadata.py", allow_abbrev=False,
-        description="Fake EC2 instance metadata service for a development box.")
+        usage="%(prog)s [OPTIONS] [HOST | HOST:PORT]\n"
+              "       %(prog)s [OPTIONS] -- COMMAND [ARG...]",
+        description="Fake EC2 instance metadata service for a development box. With a COMMAND, "
+                    "it serves on a free port for as long as that runs.")
     parser.add_argument("address", metavar="HOST | HOST:PORT", nargs="?",
                         help="where to listen; 127.0.0.1:8000 unless told otherwise")
-    parser.add_argument("--config", metavar="FILE", type=file_name,
-                        help="read this configuration; without it nothing is read")
+    parser.add_argument("--config", metavar="FILE", type=file_name, action="append", default=[],
+                        help="read this configuration, - is standard input; again and again: the "
+                             "later file wins, key by key")
+    parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[],
+                        help="again and again: wins over the files")
     parser.add_argument("--log", metavar="FILE", type=file_name,
                         help="log to this file; without it to stderr")
     action = parser.add_mutually_exclusive_group()
@@ -4977,43 +5545,95 @@ def file_name(text: str) -> str:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run a command line; return its exit code."""
     open_standard_files()
-    options = make_parser().parse_args(argv)
+    arguments, command = split_command_line(sys.argv[1:] if argv is None else argv)
+    options = parse_arguments(arguments, command)
     try:
-        if options.test_config:
-            check_config(options)
-        elif options.dump:
-            print_dump(options)
-        elif options.certificate:
-            print_certificate(options)
-        else:
-            # Log and configuration are read before there are handlers.
-            signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
-            Daemon(options).run()
-        return 0
-    except (ConfigError, ValueError, OSError) as error:
-        warn(getattr(error, "strerror", None) or str(error))
+        return run(options, command)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ConfigError, SourceError, ValueError, OSError) as error:
+        for line in (getattr(error, "strerror", None) or str(error)).splitlines():
+            warn(line)
         code = getattr(error, "errno", None) or errno.EINVAL
-        notify("ERRNO=%d" % abs(code))  # those of a resolver are negative
+        if not command:
+            notify("ERRNO=%d" % abs(code))  # those of a resolver are negative
         if code in TEMPORARY_ERRORS:
             return os.EX_TEMPFAIL
         return 1
 
 
-def check_config(options: argparse.Namespace) -> None:
+def split_command_line(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]:
+    """Split a command line at the first "--"; without one there is no COMMAND."""
+    if "--" not in argv:
+        return argv, None
+    at = argv.index("--")
+    return argv[:at], argv[at + 1:]
+
+
+def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argparse.Namespace:
+    """Parse what stands in front of COMMAND; end with 2 where both do not go together."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if command is None:
+        return options
+    if not command:
+        parser.error("COMMAND is missing behind --")
+    if options.address:
+        parser.error("COMMAND has a free port of its own: leave out %s" % options.address)
+    if options.test_config or options.dump or options.certificate:
+        parser.error("either COMMAND or an option that prints something")
+    return options
+
+
+def run(options: argparse.Namespace, command: Optional[List[str]]) -> int:
+    """Do what a command line asks for; return the exit code."""
+    if command:
+        return Command(command).run(options)
+    if options.test_config:
+        return check_config(options)
+    if options.dump:
+        return print_dump(options)
+    if options.certificate:
+        return print_certificate(options)
+    # Log and configuration are read before there are handlers.
+    signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
+    Daemon(options).run()
+    return 0
+
+
+def config_reader(
+    options: argparse.Namespace, environ: Dict[str, str] = os.environ
+) -> Callable[[], Configuration]:
+    """Return a function that reads the configuration of a command line, again and again."""
+    files = [ConfigFile(path) for path in options.config]
+    return functools.partial(load_config, files, options.set, environ)
+
+
+def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
+    """Return the address of a command line, if there is one. Raises ValueError."""
+    if options.address is None:
+        return None
+    try:
+        return bind_address(options.address)
+    except ValueError as error:
+        raise ValueError("%s: %s" % (options.address, error))
+
+
+def check_config(options: argparse.Namespace) -> int:
     """Check everything that a start would check."""
-    options.log = os.devnull
-    Daemon(options).close()
-    print("%s: configuration ok" % (options.config or "no file"))
+    Service(config_reader(options), address_option(options), os.devnull).close()
+    print("%s: configuration ok" % (", ".join(options.config) or "no file"))
+    return 0
 
 
-def print_certificate(options: argparse.Namespace) -> None:
+def print_certificate(options: argparse.Namespace) -> int:
     """Print the certificate with which the signatures of the identity document verify.
 
     That of the configuration, or the kept one: as root on a box, the service's.
     """
-    config = load_config(options.config)
-    with errors_in(options.config):
-        identity = configured_identity(config["instance-identity"])
+    config = config_reader(options)()
+    with Mistakes(config.places) as mistakes:
+        identity = mistakes.attempt(configured_identity, config["instance-identity"])
     path = identity_path(os.environ)
     if not identity and path:
         kept_identity(path)
@@ -5024,7 +5644,8 @@ def print_certificate(options: argparse.Namespace) -> None:
     if not identity:
         raise ConfigError("no certificate in %s: start the service on this box and ask as root, or "
                           "name a folder for it in STATE_DIRECTORY" % path)
-    print(pem("CERTIFICATE", identity[1]), end="")
+    write_out(pem("CERTIFICATE", identity[1]))
+    return 0
 
 
 def awaited_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
@@ -5038,17 +5659,23 @@ def awaited_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
     return None
 
 
-def print_dump(options: argparse.Namespace) -> None:
-    """Print every path and value as they would be served."""
-    options.log = os.devnull
-    daemon = Daemon(options)
-    daemon.catch_signals()
+def print_dump(options: argparse.Namespace) -> int:
+    """Print every path and value as they would be served; 1 if credentials are missing."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    service = Service(config_reader(options), address_option(options), os.devnull, complain=warn)
     try:
-        text = daemon.dump()
+        write_out(service.dump() + "\n")
+        return 1 if service.trouble() else 0
     finally:
-        daemon.close()
-    with open(1, "wb", closefd=False) as stdout:  # sys.stdout is None where it was closed
-        stdout.write(text.encode() + b"\n")
+        service.close()
+
+
+def write_out(text: str) -> None:
+    """Write to stdout; be quiet where nobody reads on, as other programs are."""
+    with contextlib.suppress(BrokenPipeError):
+        with open(1, "wb", closefd=False) as stdout:  # sys.stdout is None where it was closed
+            stdout.write(text.encode())
 
 
 def open_standard_files() -> None:

@@ -49,7 +49,7 @@ def load(tmp_path):
     def load(text="", **environ):
         path = tmp_path / "fake-metadata.conf"
         path.write_text(text, encoding="utf-8")
-        return fake_metadata.load_config(str(path), environ)
+        return fake_metadata.load_config([fake_metadata.ConfigFile(str(path))], environ=environ)
     return load
 
 

@@ -4,13 +4,14 @@ import socket
 import fake_metadata
 
 SIGNER = fake_metadata.Signer(
-    None, fake_metadata.made_identity, print, lambda callback: callback())
+    None, lambda cancelled: fake_metadata.made_identity(), print, lambda callback: callback())
 
 
 class Loop:
     """Stands for the server of one handler: nothing waits, and what it would wait for is noted."""
 
     stopping, now, common_headers = False, 0.0, b"Date: now\r\nServer: EC2ws\r\n"
+    requests = None
 
     def __init__(self, metadata, tokens):
         self.service, self.tokens, self.clock = metadata, tokens, metadata.clock

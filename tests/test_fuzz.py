@@ -107,7 +107,7 @@ REQUESTS = st.one_of(st.binary(max_size=300), any_requests(), good_requests(), c
 @pytest.fixture(scope="module")
 def metadata():
     """Make a service with nothing configured, of which no server is needed."""
-    config = fake_metadata.load_config(None, {})
+    config = fake_metadata.load_config(environ={})
     credentials = fake_metadata.make_credentials(config, lambda words: None, None)
     return fake_metadata.MetadataService(config, credentials, SIGNER, "a box")
 
@@ -263,7 +263,7 @@ def test_any_configuration_is_good_or_refused(tmp_path, text):
 
 def make_metadata(path):
     """Make the service of a configuration; nothing is fetched for it."""
-    config = fake_metadata.load_config(str(path), {})
+    config = fake_metadata.load_config([fake_metadata.ConfigFile(str(path))], environ={})
     credentials = fake_metadata.make_credentials(
         config, lambda words: None, lambda callback: None)
     return fake_metadata.MetadataService(config, credentials, SIGNER, "a box")

@@ -3,13 +3,15 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 
 import fake_metadata
 from conversation import SIGNER
 from fake_metadata import box_id
-from service import wait_for
+from service import PROGRAM, wait_for
 
 META = "/latest/meta-data/"
 DOCUMENT = "/latest/dynamic/instance-identity/document"
@@ -182,7 +184,7 @@ def tree(request, tmp_path_factory):
     """The tree of each identity."""
     path = tmp_path_factory.mktemp("identity") / "fake-metadata.conf"
     path.write_text(IDENTITIES[request.param])
-    config = fake_metadata.load_config(str(path), {})
+    config = fake_metadata.load_config([fake_metadata.ConfigFile(str(path))], environ={})
     credentials = fake_metadata.make_credentials(config, print, None)
     return Tree(fake_metadata.MetadataService(config, credentials, SIGNER, "a box"))
 
@@ -891,8 +893,38 @@ def test_dump_waits_for_credentials(tmp_path, capfd):
 
 
 def test_dump_of_a_source_that_fails(tmp_path, capfd):
-    """--dump says so where there are no credentials."""
+    """--dump without credentials says why, shows all else, and ends with 1."""
     (tmp_path / "a.conf").write_text("[credentials]\nsource = process\ncommand = false\n")
 
-    assert fake_metadata.main(["--dump", "--config", str(tmp_path / "a.conf")]) == 0
-    assert "(no credentials)" in capfd.readouterr().out
+    result = subprocess.run(
+        [sys.executable, PROGRAM, "--dump", "--config", str(tmp_path / "a.conf")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+    assert result.returncode == 1
+    assert "/latest/meta-data/instance-id\n" in result.stdout
+    assert "(no credentials)" in result.stdout
+    assert result.stderr.startswith(
+        "fake-metadata: no new credentials for BaseIAMRole: the command failed with 1;")
+    assert result.stderr.count("\n") == 1
+
+
+def test_dump_is_the_same_twice():
+    """--dump of one configuration is the same twice, but for what rotates."""
+    texts = [subprocess.run([sys.executable, PROGRAM, "--dump"], stdout=subprocess.PIPE,
+                            universal_newlines=True, check=True).stdout for _ in range(2)]
+
+    assert "instance-identity/pkcs7\n" in texts[0]
+    assert [re.sub(ROTATING, r"\1", text) for text in texts] == [
+        re.sub(ROTATING, r"\1", texts[0])] * 2
+
+
+ROTATING = (r'("(?:AccessKeyId|SecretAccessKey|Token|Expiration|LastUpdated)" ?: ?)"[^"]*"')
+
+
+def test_dump_into_a_closed_pipe():
+    """--dump to somebody who reads no further says nothing of it."""
+    result = subprocess.run(
+        ["sh", "-c", '"$0" "$1" --dump | head -1', sys.executable, PROGRAM],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+    assert (result.stdout, result.stderr) == ("/\n", "")

@@ -295,7 +295,7 @@ def test_bad_configuration(tmp_path):
         code, said, error = run("--config=%s" % (tmp_path / "a.conf"), *arguments)
         assert (code, said) == (1, "")
         assert re.fullmatch(
-            r"fake-metadata: %s/a\.conf: \[instance\] instance-id: [^\n]+\n" % tmp_path, error)
+            r"fake-metadata: %s/a\.conf:2: \[instance\] instance-id: [^\n]+\n" % tmp_path, error)
 
 
 def test_environment(serve):
@@ -346,7 +346,7 @@ def test_bad_reload(one, text):
 
     one.reload(text)
 
-    assert re.search(r"fake-metadata: not reloaded, [^\n]*: %s: (\[|line)" % one.config_path,
+    assert re.search(r"fake-metadata: not reloaded, [^\n]*: %s:\d+: " % one.config_path,
                      one.log()[before:])
     assert one.get(INSTANCE_ID)[2] == "i-00000000000000001"
 

@@ -253,13 +253,17 @@ def test_certificate_after_a_key_of_ones_own(serve, tmp_path):
     assert certificate_of(**kept)[1] in path.read_text()
 
 
-def test_dump_has_signatures(tmp_path):
-    """--dump waits for the signatures."""
-    done = subprocess.run([sys.executable, PROGRAM, "--dump"], stdout=subprocess.PIPE, check=True)
-    text = done.stdout.decode()
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_dump_has_signatures(tmp_path, is_kept):
+    """--dump waits for signatures, and shows none that the next start would not have."""
+    environ = dict(os.environ, STATE_DIRECTORY=str(tmp_path) if is_kept else "")
+    texts = [subprocess.run([sys.executable, PROGRAM, "--dump"], stdout=subprocess.PIPE, check=True,
+                            env=environ).stdout.decode() for _ in range(2)]
 
-    at = text.index(IDENTITY + "signature\n    ")
-    assert len(text[at:].split("\n")[1].strip()) == 76
+    shown = [text[text.index(IDENTITY + "signature\n    "):].split("\n")[1].strip()
+             for text in texts]
+    assert shown[0] == shown[1]
+    assert (len(shown[0]) == 76) == is_kept
 
 
 # Others do not wait.
@@ -271,7 +275,7 @@ class SlowSigner(Signer):
         super().__init__(None, self.wait, print, lambda callback: callback())
         self.gate = threading.Event()
 
-    def wait(self):
+    def wait(self, cancelled):
         assert self.gate.wait(10)
         return PAIR, make_certificate(PAIR)
 
@@ -292,7 +296,7 @@ def test_signer_that_fails():
     """When the key cannot be made that is said, without a signature, and tried again later."""
     said = []
     now = [100]
-    signer = Signer(None, lambda: 1 // 0, said.append, lambda callback: callback(),
+    signer = Signer(None, lambda cancelled: 1 // 0, said.append, lambda callback: callback(),
                     clock=lambda: now[0])
 
     for _ in range(9):
