@@ -2800,15 +2800,17 @@ ERROR_PAGE = """\
 class HTTPError(Response, Exception):
     """A refusal: a response that is raised anywhere, and sent like any other.
 
-    `reason` goes to the log, not to the client. Without a body it gets a short JSON document, or
-    what the real service sends (error-bodies = ec2).
+    `reason` goes to the log, not to the client. Without a body it gets a short JSON document with
+    `words`, or what the real service sends (error-bodies = ec2).
     """
 
-    def __init__(self, status, reason="", headers="", body=None, content_type="application/json"):
+    def __init__(self, status, reason="", headers="", body=None, content_type="application/json",
+                 words=""):
         self.headers = headers
+        self.words = words
         self.has_usual_body = body is None
         if body is None:
-            body = json.dumps({"error": phrase(status).lower()})
+            body = json.dumps({"error": words or phrase(status).lower()})
         super().__init__(body.encode(), status, headers, content_type, reason)
 
     def in_ec2_form(self) -> Response:
@@ -2843,7 +2845,7 @@ class Request:
         self.headers = headers  # names in lower case; repeated ones joined by a comma
         self._line = line
         self._for_log = {}  # limit -> line and user agent
-        self.path = self.query = ""
+        self.path = self.path_as_sent = self.query = ""
         self.hosts = []  # those it names: in its Host, and in its target if that is absolute
         self.connection_options = self._read_connection_options()
         self.chunked = False
@@ -2862,8 +2864,7 @@ class Request:
     def asked(self, status: int) -> Asked:
         """Sum up for a test what was asked."""
         is_v2 = TOKEN_HEADER in self.headers or self.path == TOKEN_PATH
-        path = self._line.split(" ")[1].partition("?")[0]
-        return Asked(self.method, path, status, "v2" if is_v2 else "v1",
+        return Asked(self.method, self.path_as_sent, status, "v2" if is_v2 else "v1",
                      self.headers.get("user-agent", ""))
 
     def _read_target(self, target):
@@ -2876,7 +2877,7 @@ class Request:
         elif not target.startswith("/") and (self.method, target) != ("OPTIONS", "*"):
             raise HTTPError(400, "malformed target")
         self.path = canonical_path(target)
-        self.query = target.partition("?")[2]
+        self.path_as_sent, _, self.query = target.partition("?")
         self.hosts = [host_in(host) for host in hosts]
 
     def _read_connection_options(self):
@@ -3335,8 +3336,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """
         for host in self.request.hosts:
             if isinstance(host, str) and host not in self.service.hosts:
-                raise HTTPError(403, "host %s is not allowed; see allowed-hosts" % (
-                    escaped(host, MAX_REFUSED_LINE)))
+                reason = "host %s is not allowed; see allowed-hosts in [server]" % (
+                    escaped(host, MAX_REFUSED_LINE))
+                raise HTTPError(403, reason, words=reason)
         self.is_admitted = True
 
     def admit(self):
@@ -3595,7 +3597,8 @@ class TaskForm:
     def refusal(self, error, error_bodies):
         """Return a refusal in this form, whatever error-bodies says."""
         message = phrase(error.status)
-        return self._error(error.status, message.title().replace(" ", ""), message, error.reason)
+        return self._error(error.status, message.title().replace(" ", ""), error.words or message,
+                           error.reason)
 
     def not_found(self):
         """Refuse a role that is not there, or was not given."""
@@ -3625,7 +3628,7 @@ class TextForm:
 
     def refusal(self, error, error_bodies):
         """Return a refusal in this form, whatever error-bodies says."""
-        return text_error(error.status, phrase(error.status), error.reason)
+        return text_error(error.status, error.words or phrase(error.status), error.reason)
 
     def not_found(self):
         """Refuse a path."""
@@ -4650,12 +4653,12 @@ SETTINGS = {
     "faults": {"*": (fault_rule, None)},
 }
 
-TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@-]{1,128}")
+TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@#-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
 # Section with any key -> what its keys must match, and how to say so.
 KEY_FORMS = {
-    "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@"),
+    "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@#"),
     "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id, "
                                 "or a whole one that begins with /latest/"),
 }
@@ -5025,9 +5028,9 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Return the address at which it listens, once it is open."""
+        """Return the address at which clients on this box find it, once it is open."""
         address, port = self.server.server_address[:2]
-        return "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
+        return url_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address), port)
 
     def open(self) -> None:
         """Take the port, fetch the first credentials, open the port and say so.
@@ -5043,6 +5046,8 @@ class Service:
         except (OSError, UnicodeError) as error:
             code = getattr(error, "errno", None) or errno.EINVAL
             reason = getattr(error, "strerror", None) or error
+            if code == errno.EADDRINUSE:
+                reason += another_port(*self.address)
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
         self._look_around()
         self._announce()
@@ -5175,13 +5180,13 @@ class Service:
             credentials.refresh_if_needed()
 
     def _announce(self):
-        address = self.server.server_address[0]
+        address, port = self.server.server_address[:2]
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
         self._warn_of_readable_secrets()
         if not (address.startswith("127.") or address == "::1"):
             self.log.say(
                 "bound to %s: whoever reaches this address gets the credentials" % address)
-        self.log.say("listening on " + self.url)
+        self.log.say("listening on " + url_of(address, port))
         self.log.flush()
 
     def _warn_of_readable_secrets(self):
@@ -5279,6 +5284,19 @@ class Daemon:
     def _tell_supervisor(self, message):
         if self._is_ready:  # before that it would take us for started
             notify(message, self._environ)
+
+
+def url_of(address: str, port: int) -> str:
+    """Write the URL of an address and a port."""
+    return "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
+
+
+def another_port(host: str, port: int) -> str:
+    """Say what to type where a port is taken."""
+    other = port + 1 if port < 65535 else 8000
+    return "; another one: fake_metadata.py %s:%d, on a box PORT=%d in %s; who has it: %s" % (
+        "[%s]" % host if ":" in host else host, other, other, "/etc/default/fake-metadata",
+        "ss -ltnp sport = :%d" % port)
 
 
 def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
@@ -5468,7 +5486,7 @@ class Command:
 
     def __init__(self, words: List[str]):
         self._words = words
-        self._child = None
+        self._to_pass_on = []  # signals that only we were sent
 
     def run(self, options: argparse.Namespace) -> int:
         """Serve, run it, and return its exit status."""
@@ -5476,33 +5494,30 @@ class Command:
         service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
                           own_variables(), warn)
         with serving(service) as running:
-            signal.signal(signal.SIGTERM, self._pass_on)
+            signal.signal(signal.SIGTERM, lambda number, frame: self._to_pass_on.append(number))
             signal.signal(signal.SIGHUP, lambda number, frame: running.reload())
             signal.signal(signal.SIGUSR1, lambda number, frame: running.rotate_soon())
             environ = dict(running.environ, FAKE_METADATA_PID=str(os.getpid()))
             try:
-                self._child = subprocess.Popen(
+                child = subprocess.Popen(
                     self._words, env=environ, close_fds=False,
                     preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
             except OSError as error:
                 warn("%s: %s" % (self._words[0], error.strerror))
                 return 127 if error.errno == errno.ENOENT else 126
-            return self._wait()
+            return self._wait(child)
 
-    def _wait(self):
-        """Wait for its end; meanwhile pass on what only we were told."""
-        while self._child.poll() is None:
-            received = signal.sigtimedwait(TERMINAL_SIGNALS, COMMAND_POLL)
+    def _wait(self, child):
+        """Wait for the end of COMMAND; meanwhile pass signals on to it."""
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(COMMAND_POLL)
+            received = signal.sigtimedwait(TERMINAL_SIGNALS, 0)
             if received and received.si_code <= 0:  # from a process: the terminal tells both
-                self._child.send_signal(received.si_signo)
-        status = self._child.returncode
-        return status if status >= 0 else 128 - status
-
-    def _pass_on(self, number, frame):
-        """Tell COMMAND what we are told; end, if it has not begun."""
-        if not self._child:
-            sys.exit(128 + number)
-        self._child.send_signal(number)
+                self._to_pass_on.append(received.si_signo)
+            while self._to_pass_on:
+                child.send_signal(self._to_pass_on.pop())
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
 # ---------------------------------------------------------------- main ------------------------

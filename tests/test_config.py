@@ -1,10 +1,15 @@
 """The configuration: what is taken, what is refused, and what an error tells."""
+import concurrent.futures
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 import fake_metadata
 from fake_metadata import ConfigError, load_config
+from service import PROGRAM
 
 SECRET = "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbQeThWmZq4t7"
 STATIC = "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n"
@@ -459,6 +464,237 @@ def test_keys_keep_their_case(load):
 def test_percent_sign_is_a_character(load):
     """Nothing is interpolated into a value."""
     assert load("[tags]\na = 100%(b)s ${c}\n")["tags"]["a"] == "100%(b)s ${c}"
+
+
+
+
+def test_all_mistakes_at_once(check):
+    """All mistakes of a file are told, each with its line, in their order."""
+    code, said = check("[instance]\nregion = eu-central-1\n[server]\nbind = 8000\ngarbage\n"
+                       "[severs]\nx = y\n[credentials]\nsource = static\n"
+                       "[faults]\nslow = /latest/* slowly\n[instance]\nregion = x\n")
+
+    assert code == 1
+    lines = said.replace("fake-metadata: FILE:", "").splitlines()
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["2", "[instance] region"],
+        ["4", "[server] bind"],
+        ["5", "neither a [section] nor key = value"],
+        ["6", "[severs]"],
+        ["8", "[credentials] access-key-id"],
+        ["11", "[faults] slow"],
+        ["13", "[instance] region"],
+        ["13", "[instance] region"],
+    ]
+    assert lines[1].endswith("8000 is a port alone; write 127.0.0.1:8000")
+
+
+def test_many_mistakes(check):
+    """Of very many mistakes the first are told, and how many more there are."""
+    code, said = check("garbage\n" * 1000)
+
+    assert code == 1
+    assert said.count("\n") == fake_metadata.MAX_MISTAKES + 1
+    assert said.endswith("and 980 more mistakes\n")
+
+
+def test_mistakes_that_only_the_whole_shows(check):
+    """Mistakes that show once all is read are told together, too."""
+    code, said = check("[instance-identity]\ncertificate = /x\n[role two words]\n")
+
+    assert code == 1
+    assert said.startswith("fake-metadata: FILE:2: [instance-identity] certificate: ")
+    assert "\nfake-metadata: FILE:3: [role two words]: " in said
+
+
+def test_section_that_stands_twice(load):
+    """A section that stands twice is one."""
+    config = load("[role a]\nlifetime = 1h\n[tags]\na = 1\n[role a]\nsource = generate\n"
+                  "[tags]\nb = 2\n[role a]\n")
+
+    assert config["tags"] == {"a": "1", "b": "2"}
+    assert config["role a"]["lifetime"] == 3600
+
+
+@pytest.mark.parametrize("line, key, value", [
+    ('"a=b" = c', "a=b", "c"),
+    ('"a=b"=c=d', "a=b", "c=d"),
+    ('"a:b" = c', "a:b", "c"),
+    ("a:b = c", "a:b", "c"),
+    ('"#a" = c', "#a", "c"),
+    ('"#a=b:c#" = "d"', "#a=b:c#", '"d"'),
+    ("a#b = c", "a#b", "c"),
+    ('"plain" = c', "plain", "c"),
+    ("a = b = c", "a", "b = c"),
+    ("  a = b\n", "a", "b"),
+    ("a =", "a", ""),
+    ("a =\n  b\n    c", "a", "\nb\nc"),
+    ("a = b\n  # no\n", "a", "b"),
+    ("a = b\n  [c]\n  d = e", "a", "b\n[c]\nd = e"),
+    ("a = b ; c", "a", "b ; c"),
+    ("a\t=\tb\t\r", "a", "b"),
+])
+def test_lines(load, line, key, value):
+    """A key in double quotes may have what would end it; a value goes on in deeper lines."""
+    assert load("[tags]\n%s\n" % line)["tags"] == {key: value}
+
+
+def test_tags_are_served_as_they_are_quoted(make_metadata):
+    """A tag key with special characters is found by its path."""
+    metadata = make_metadata("[metadata-options]\ninstance-metadata-tags = enabled\n[tags]\n"
+                             '"a=b" = 1\n"#c:d" = 2\n')
+    assert metadata.find("/latest/meta-data/tags/instance/a=b").body == b"1"
+    assert metadata.find("/latest/meta-data/tags/instance/#c:d").body == b"2"
+
+
+# Several sources.
+
+@pytest.fixture
+def load_all(tmp_path):
+    """Load several texts, each as a file, and overrides."""
+    def load_all(*texts, overrides=(), environ=None):
+        files = []
+        for number, text in enumerate(texts):
+            path = tmp_path / ("%d.conf" % number)
+            path.write_text(text)
+            files.append(fake_metadata.ConfigFile(str(path)))
+        return load_config(files, overrides, environ or {})
+    return load_all
+
+
+def test_later_file_wins_key_by_key(load_all):
+    """Of several files the later one wins, key by key."""
+    config = load_all("[tags]\na = 1\nb = 1\n[instance]\npublic-ipv4 = 203.0.113.1\n",
+                      "[tags]\nb = 2\n[instance]\npublic-ipv4 =\n",
+                      "[role x]\n")
+
+    assert config["tags"] == {"a": "1", "b": "2"}
+    assert config["instance"]["public-ipv4"] == []
+    assert "role x" in config
+
+
+def test_mistakes_of_several_files(load_all, tmp_path):
+    """The mistakes of all files are told, each with its file."""
+    with pytest.raises(ConfigError) as raised:
+        load_all("[x]\n", "[server]\nbind = 8000\n", overrides=["y.z=1", "instance.region=x"])
+
+    lines = str(raised.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        "--set", "--set", "%s/0.conf:1" % tmp_path, "%s/1.conf:2" % tmp_path]
+
+
+@pytest.mark.parametrize("text, section, key, value", [
+    ("credentials.lifetime=1h", "credentials", "lifetime", 3600),
+    ("tags.a.b=c.d", "tags", "a.b", "c.d"),
+    ('tags."a=b"=c', "tags", "a=b", "c"),
+    ("tags.a = b ", "tags", "a", "b"),
+    ("tags.a=b=c", "tags", "a", "b=c"),
+    ("tags.a=", "tags", "a", ""),
+    ("role Reporting.lifetime=1h", "role Reporting", "lifetime", 3600),
+    ("role a.b.lifetime=1h", "role a.b", "lifetime", 3600),
+    ("role there.is.lifetime=1h", "role there.is", "lifetime", 3600),
+    ("metadata./latest/dynamic/x.y=1", "metadata", "/latest/dynamic/x.y", "1"),
+    ("metadata.placement/host-id=h-1", "metadata", "placement/host-id", "h-1"),
+    ("user-data.text=a\nb", "user-data", "text", "a\nb"),
+])
+def test_override(load_all, text, section, key, value):
+    """SECTION.KEY=VALUE wins over the files."""
+    files = "[tags]\na = x\n[credentials]\nlifetime = 2h\n[role there.is]\n"
+
+    assert load_all(files, overrides=[text])[section][key] == value
+
+
+def test_later_override_wins(load_all):
+    """Of two overrides the later one wins, and both over the environment."""
+    config = load_all(overrides=["tags.a=1", "tags.a=2", "instance.public-ipv4=203.0.113.1"],
+                      environ={"EC2_LOCAL_IPV4": "203.0.113.2"})
+
+    assert config["tags"]["a"] == "2"
+    assert config["instance"]["public-ipv4"] == ["203.0.113.1"]
+
+
+@pytest.mark.parametrize("text, error", [
+    ("tags", "write SECTION.KEY=VALUE"),
+    ("tags=x", "tags: write SECTION.KEY; sections are: server, "),
+    ("nothing.a=x", "nothing.a: write SECTION.KEY; sections are: server, "),
+    ("tags.=x", "[tags]: which key?"),
+    ("instance.mac=x", "[instance] mac: "),
+    ("=x", "write SECTION.KEY"),
+    (".=x", "write SECTION.KEY"),
+])
+def test_bad_override(load_all, text, error):
+    """What is no SECTION.KEY=VALUE is an error that says how to write it."""
+    with pytest.raises(ConfigError) as raised:
+        load_all(overrides=[text])
+    assert str(raised.value).startswith("--set: ") and error in str(raised.value)
+
+
+def test_texts_and_places(load_all, tmp_path):
+    """A configuration knows how each key was written, and where."""
+    config = load_all("[tags]\na = 1\n", "[tags]\na = 2\n", overrides=["tags.b=3"])
+
+    assert config.texts == {"tags": {"a": "2", "b": "3"}}
+    assert config.places["tags", "a"] == "%s/1.conf:2" % tmp_path
+    assert config.places["tags", "b"] == "--set"
+
+
+def run(*arguments, **options):
+    """Run the program; return its exit status, stdout and stderr."""
+    done = subprocess.run([sys.executable, PROGRAM, *arguments], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=20, universal_newlines=True, **options)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "/proc/self/fd/0"])
+def test_standard_input(name):
+    """- and /dev/stdin are standard input."""
+    assert run("--test-config", "--config", name, input="[instance]\nregion = x\n") == (1, "", (
+        "fake-metadata: %s:2: [instance] region: unknown key; write availability-zone = "
+        "eu-central-1a, from which the region follows\n") % name.replace("-", "standard input"))
+
+
+def test_pipe_of_a_shell():
+    """A pipe is a file too."""
+    done = subprocess.run(
+        ["bash", "-c", "\"$0\" \"$1\" --dump --config <(echo '[instance]'; "
+         "echo instance-id = i-0123456789abcdef0)", sys.executable, PROGRAM],
+        stdout=subprocess.PIPE, universal_newlines=True)
+
+    assert done.returncode == 0
+    assert "\n    i-0123456789abcdef0\n" in done.stdout
+
+
+def test_pipe_is_kept_over_a_reload(serve, tmp_path):
+    """What a pipe said stays, since it cannot be read again; a file beside it is read anew."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(str(pipe))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(pipe.write_text, "[instance]\ninstance-id = i-0123456789abcdef0\n")
+        service = serve("[tags]\n", args=["--config", str(pipe)])
+        service.reload("[instance]\ninstance-type = m7g.large\n")
+
+    assert service.get("/latest/meta-data/instance-id")[2] == "i-0123456789abcdef0"
+    assert service.get("/latest/meta-data/instance-type")[2] == "m7g.large"
+
+
+@pytest.mark.parametrize("path, error", [
+    ("/nowhere/a.conf", "/nowhere/a.conf: No such file or directory"),
+    ("/", "/: Is a directory"),
+    ("/dev/zero", "/dev/zero: is over 16777216 bytes"),
+])
+def test_file_that_cannot_be_read(path, error):
+    """A file that cannot be read is an error with its name."""
+    assert run("--test-config", "--config", path) == (1, "", "fake-metadata: %s\n" % error)
+
+
+@pytest.mark.parametrize("argument", ["8001", ":8001"])
+def test_lone_port(argument):
+    """A port alone on the command line is an error that says what to write."""
+    code, _, error = run(argument)
+
+    assert code == 1
+    assert error == ("fake-metadata: %s: %s is a port alone; write 127.0.0.1:8001\n" % (
+        argument, argument))
 
 
 def test_named_sections_stand_beside_each_other(load):
