@@ -749,3 +749,117 @@ def test_running_client_keeps_its_credentials_through_an_outage(machine_of, name
             what="an attempt of the client during the outage")
 
         assert during == first
+
+
+# As COMMAND.
+
+COMMAND_CONFIG = """
+[instance]
+availability-zone = eu-central-1b
+
+[credentials]
+source = static
+access-key-id = ASIAIOSFODNN7EXAMPLE
+secret-access-key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY
+session-token = the-token
+"""
+
+HIDDEN_BY = {
+    "AWS_ACCESS_KEY_ID": "AKIAI44QH8DHBEXAMPLE", "AWS_SECRET_ACCESS_KEY": "other",
+    "AWS_SESSION_TOKEN": "other", "AWS_PROFILE": "dev", "AWS_DEFAULT_PROFILE": "dev",
+    "AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token",
+    "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/Other",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/", "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1/",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": "IPv6",
+    "HTTP_PROXY": "http://127.0.0.1:1/", "http_proxy": "http://127.0.0.1:1/",
+}
+
+OTHER_KEYS = """
+[%s]
+aws_access_key_id = AKIAI44QH8DHBEXAMPLE
+aws_secret_access_key = other
+"""
+
+
+class Wrapped:
+    """Runs clients by `fake_metadata.py -- CLIENT`, amid what hides a metadata service."""
+
+    def __init__(self, folder):
+        self.home = str(folder)
+        self.config = os.path.join(self.home, "fake-metadata.conf")
+        files = {
+            "fake-metadata.conf": COMMAND_CONFIG,
+            ".aws/credentials": OTHER_KEYS % "default" + OTHER_KEYS % "dev",
+            ".aws/config": OTHER_KEYS % "profile dev",
+            ".boto": OTHER_KEYS % "Credentials",
+        }
+        for name, text in files.items():
+            path = os.path.join(self.home, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as file:
+                file.write(text)
+
+    def run(self, *command, **variables):
+        """Run a client to its end; return what it prints."""
+        kept = {name: value for name, value in os.environ.items()
+                if not name.startswith("AWS_") or name == "AWS_CA_BUNDLE"}
+        done = subprocess.run(
+            [sys.executable, PROGRAM, "--config", self.config, "--", *command],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=dict(kept, HOME=self.home, **HIDDEN_BY, **variables), timeout=PATIENCE)
+        assert done.returncode == 0, "%s: %s" % (command, done.stderr.decode())
+        return done.stdout.decode()
+
+    def run_json(self, *command, **variables):
+        return json.loads(self.run(*command, **variables))
+
+
+def aws_cli_v1_in_command(wrapped):
+    listed = wrapped.run(aws_cli("1"), "configure", "list").splitlines()
+    found = {line.split()[0]: line.split() for line in listed}
+    assert "iam-role" in found["access_key"]
+    found_region = found["region"][1]
+    return dict(signed_in_command(wrapped, aws_cli("1")), Region=found_region)
+
+
+def signed_in_command(wrapped, aws):
+    with subprocess.Popen([sys.executable, FOLDER + "/s3.py"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, universal_newlines=True) as s3:
+        port = int(s3.stdout.readline())
+        wrapped.run(aws, "s3api", "list-objects-v2", "--bucket", "bucket",
+                    "--endpoint-url", "http://127.0.0.1:%d" % port)
+        signed = json.loads(s3.stdout.readline())
+        s3.terminate()
+    return signed
+
+
+IN_COMMAND = {
+    "boto3": lambda wrapped: wrapped.run_json(
+        python_with("boto3"), FOLDER + "/boto3_client.py"),
+    "AWS CLI v1": aws_cli_v1_in_command,
+    "AWS CLI v2": aws_cli_v2,
+    "JavaScript SDK v3": lambda wrapped: wrapped.run_json(*node("javascript_client.mjs")),
+    "Go SDK v1": go_v1,
+    "Go SDK v2": go_v2,
+    "awscrt": awscrt,
+}
+
+
+@pytest.mark.parametrize("name", IN_COMMAND)
+def test_client_as_command(tmp_path, name):
+    """As COMMAND a client takes keys and region from us, whatever there is outside."""
+    found = IN_COMMAND[name](Wrapped(tmp_path))
+
+    assert same_credentials(found, {
+        "AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "Token": "the-token",
+        "SecretAccessKey": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"})
+    assert found.get("Region", "eu-central-1") == "eu-central-1"
+
+
+def test_region_outside_stays(tmp_path):
+    """A region that is set outside is the client's."""
+    found = Wrapped(tmp_path).run_json(
+        python_with("boto3"), FOLDER + "/boto3_client.py", AWS_REGION="us-west-2")
+
+    assert found["Region"] == "us-west-2"

@@ -267,9 +267,10 @@ class Terminal:
 
 @pytest.fixture
 def shell():
-    """An interactive shell with job control."""
+    """An interactive shell with job control. What ^C is to end is in Python: dash may lose it."""
     terminal = Terminal("bash", "--norc", "--noprofile", "-i", PS1="ready$ ", ENV="",
-                        TERM="dumb", IMDS="%s %s" % (sys.executable, PROGRAM))
+                        TERM="dumb", PYTHON=sys.executable,
+                        IMDS="%s %s" % (sys.executable, PROGRAM))
     terminal.wait_for(r"ready\$ ")
     yield terminal
     terminal.close()
@@ -291,8 +292,8 @@ def test_interrupt_at_a_terminal(shell, tmp_path):
 
 def test_interrupt_of_a_command_without_a_handler(shell):
     """^C ends COMMAND, and us with 130."""
-    shell.type("$IMDS -- sh -c 'echo up; sleep 60'\n")
-    shell.wait_for("up\r\n")
+    shell.type("$IMDS -- $PYTHON -c 'import time; print(1 + 1, flush=True); time.sleep(60)'\n")
+    shell.wait_for("2\r\n")
     shell.type("\x03")
     shell.wait_for(r"ready\$ ")
     shell.type("echo status $?\n")
@@ -305,6 +306,7 @@ def test_job_control(shell):
     shell.wait_for("up\r\n")
     shell.type("\x1a")
     shell.wait_for("Stopped")
+    shell.wait_for(r"ready\$ ")
     shell.type("fg\n")
     shell.wait_for("exit 7'\r\n")
     shell.type("hello\n")
@@ -318,9 +320,8 @@ def test_shell_as_command(shell):
     """An interactive shell as COMMAND has its own jobs, and gives the terminal back."""
     shell.type("PS1='inner$ ' $IMDS -- bash --norc --noprofile -i\n")
     shell.wait_for(r"inner\$ ")
-    shell.type("sleep 60\n")
-    shell.wait_for("sleep 60\r\n")
-    time.sleep(0.2)  # it takes the terminal a moment after its line is shown
+    shell.type("$PYTHON -c 'import time; print(1 + 1, flush=True); time.sleep(60)'\n")
+    shell.wait_for("2\r\n")
     shell.type("\x03")
     shell.wait_for(r"inner\$ ")
     shell.type("echo inner $?; exit 9\n")
