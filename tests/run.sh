@@ -5,7 +5,7 @@
 #   sh tests/run.sh -k token                        some of it
 #   sh tests/run.sh tests/test_box.py               the booted boxes; needs root and debootstrap
 #   PYTHON=/opt/python3.7 sh tests/run.sh           with another Python than python3
-# Takes pytest and hypothesis from a venv below .venv where that works, else from Debian's packages (as root).
+# Takes pytest, hypothesis and xdist from a venv below .venv where that works, else from Debian's packages (as root).
 set -eu
 
 PYTHON=${PYTHON:-python3}
@@ -20,11 +20,11 @@ die() {
 }
 
 has_packages() {
-    "$1" -c "import pytest, hypothesis" >/dev/null 2>&1
+    "$1" -c "import pytest, hypothesis, xdist" >/dev/null 2>&1
 }
 
 make_venv() {
-    say "making $VENV with pytest and hypothesis"
+    say "making $VENV with pytest, hypothesis and xdist"
     "$PYTHON" -m venv --clear "$VENV" >/dev/null 2>&1 &&
         "$VENV/bin/python" -m pip --disable-pip-version-check install -q -r tests/requirements.txt >/dev/null 2>&1 &&
         has_packages "$VENV/bin/python"
@@ -32,10 +32,10 @@ make_venv() {
 
 install_packages() {
     [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
-    say "no venv to be had; installing Debian's python3-pytest and python3-hypothesis"
+    say "no venv to be had; installing Debian's packages of pytest, hypothesis and xdist"
     apt-get -qq update >/dev/null 2>&1 || true
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-        python3-pytest python3-hypothesis >/dev/null 2>&1
+        python3-pytest python3-hypothesis python3-pytest-xdist >/dev/null 2>&1
 }
 
 # Set TESTER to a Python that has what the tests need; Debian's packages come with Debian's Python.
@@ -51,8 +51,8 @@ find_tester() {
         ! has_packages "$TESTER" || return 0
         ! install_packages || ! has_packages "$TESTER" || return 0
     fi
-    die "no pytest and hypothesis: $PYTHON makes no venv with them, and Debian's packages are not there." \
-        "As root: apt-get install python3-venv (or python3-pytest python3-hypothesis); then run this again."
+    die "no pytest, hypothesis and xdist: $PYTHON makes no venv with them, and Debian's packages are not there." \
+        "As root: apt-get install python3-venv (or python3-pytest python3-hypothesis python3-pytest-xdist); then run this again."
 }
 
 names_a_test() {

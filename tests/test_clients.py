@@ -10,6 +10,7 @@ import functools
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,6 +32,8 @@ REQUIRED = "[metadata-options]\nhttp-tokens = required\n"
 CONTAINER = "[container]\nauthorization-token = Basic c2VjcmV0\n"
 SHORT_LIVED = "[credentials]\nlifetime = 4s\n"
 PATIENCE = 60  # seconds for a client to end
+with open(os.path.join(os.path.dirname(PROGRAM), "README.md"), encoding="utf-8") as readme:
+    PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", readme.read(), re.MULTILINE | re.DOTALL)
 
 
 class Machine:
@@ -769,7 +772,8 @@ HIDDEN_BY = {
     "AWS_SESSION_TOKEN": "other", "AWS_PROFILE": "dev", "AWS_DEFAULT_PROFILE": "dev",
     "AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token",
     "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/Other",
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/", "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:1/",
+    "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1/",
     "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE": "IPv6",
     "HTTP_PROXY": "http://127.0.0.1:1/", "http_proxy": "http://127.0.0.1:1/",
@@ -863,3 +867,48 @@ def test_region_outside_stays(tmp_path):
         python_with("boto3"), FOLDER + "/boto3_client.py", AWS_REGION="us-west-2")
 
     assert found["Region"] == "us-west-2"
+
+
+# What the README shows.
+
+def test_readme_about_one_command(tmp_path):
+    """The first command of the README lists keys that came from the service."""
+    wrapped = Wrapped(tmp_path)
+
+    listed = wrapped.run(aws_cli("1"), "configure", "list")
+
+    assert re.search("secret_key.*iam-role", listed)
+
+
+def test_readme_about_tests(tmp_path):
+    """The test of the README passes beside a copy of the program, whatever hides us outside."""
+    test, = [block for block in PYTHON_BLOCKS if "def test_" in block]
+    shutil.copy(PROGRAM, str(tmp_path))
+    (tmp_path / "test_it.py").write_text(test)
+    wrapped = Wrapped(tmp_path)  # for its files
+
+    done = subprocess.run(
+        [python_with("boto3, pytest"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        stdout=subprocess.PIPE, cwd=str(tmp_path), universal_newlines=True, timeout=PATIENCE,
+        env=dict(os.environ, HOME=wrapped.home, **HIDDEN_BY))
+
+    assert "%d passed" % test.count("def test_") in done.stdout, done.stdout
+
+
+def test_readme_about_rotation(tmp_path):
+    """The program of the README shows one key after the other."""
+    program, = [block for block in PYTHON_BLOCKS if block.startswith("# rotation.py")]
+    (tmp_path / "rotation.py").write_text(program)
+    with open(os.path.join(os.path.dirname(PROGRAM), "README.md"), encoding="utf-8") as readme:
+        command = re.search(r"^    (python3 fake_metadata.*\n.*rotation\.py')$", readme.read(), re.M)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").symlink_to(python_with("boto3"))
+    (tmp_path / "fake_metadata.py").symlink_to(PROGRAM)
+
+    done = subprocess.run(
+        ["sh", "-c", command.group(1)], stdout=subprocess.PIPE, cwd=str(tmp_path), check=True,
+        universal_newlines=True, timeout=PATIENCE,
+        env=dict(os.environ, PATH="%s:%s" % (tmp_path / "bin", os.environ["PATH"])))
+
+    keys = done.stdout.split()
+    assert len(keys) == 6 and len(set(keys)) >= 2
