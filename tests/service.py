@@ -29,6 +29,12 @@ sys.exit(fake_metadata.main(sys.argv[at + 2:]))
 """ % ROOT
 
 
+def readme():
+    """Return the text of the README."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        return file.read()
+
+
 def with_limits(**limits):
     """Return the command that runs the program with other limits."""
     return [sys.executable, "-c", WITH_LIMITS] + ["%s=%s" % limit for limit in limits.items()]

@@ -19,7 +19,7 @@ import threading
 
 import pytest
 
-from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, wait_for
+from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, readme, wait_for
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
 GO_LIBRARIES = "/usr/share/gocode"
@@ -32,8 +32,7 @@ REQUIRED = "[metadata-options]\nhttp-tokens = required\n"
 CONTAINER = "[container]\nauthorization-token = Basic c2VjcmV0\n"
 SHORT_LIVED = "[credentials]\nlifetime = 4s\n"
 PATIENCE = 60  # seconds for a client to end
-with open(os.path.join(os.path.dirname(PROGRAM), "README.md"), encoding="utf-8") as readme:
-    PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", readme.read(), re.MULTILINE | re.DOTALL)
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", readme(), re.MULTILINE | re.DOTALL)
 
 
 class Machine:
@@ -899,8 +898,7 @@ def test_readme_about_rotation(tmp_path):
     """The program of the README shows one key after the other."""
     program, = [block for block in PYTHON_BLOCKS if block.startswith("# rotation.py")]
     (tmp_path / "rotation.py").write_text(program)
-    with open(os.path.join(os.path.dirname(PROGRAM), "README.md"), encoding="utf-8") as readme:
-        command = re.search(r"^    (python3 fake_metadata.*\n.*rotation\.py')$", readme.read(), re.M)
+    command = re.search(r"^    (python3 fake_metadata.*\n.*rotation\.py')$", readme(), re.M)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python3").symlink_to(python_with("boto3"))
     (tmp_path / "fake_metadata.py").symlink_to(PROGRAM)

@@ -16,7 +16,7 @@ import pytest
 
 import fake_metadata
 from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections,
-                     text_of, wait_for, with_limits)
+                     readme, text_of, wait_for, with_limits)
 from wire import Wire, get
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
@@ -27,7 +27,6 @@ SLOW_REQUEST = b"GET /latest/meta-data/hostname HTTP/1.1\r\nHost: localhost\r\n\
 PRINTED = json.dumps({
     "Version": 1, "AccessKeyId": "AKIAIOSFODNN7EXAMPLE", "SecretAccessKey": "je7MtGbClwBF/2Zp9Utk",
     "SessionToken": "IQoJb3JpZ2luX2VjEXAMPLE=="})
-README = os.path.join(ROOT, "README.md")
 
 
 def run(*arguments, **options):
@@ -888,24 +887,13 @@ def test_supervisor_that_is_not_there(address):
 # The README.
 
 def ini_blocks():
-    """Return the configuration examples of the README, None while there is no README."""
-    if not os.path.exists(README):
-        return None
-    with open(README, encoding="utf-8") as file:
-        return re.findall(r"^```ini\n(.*?)^```", file.read(), re.MULTILINE | re.DOTALL)
+    """Return the configuration examples of the README."""
+    return re.findall(r"^```ini\n(.*?)^```", readme(), re.MULTILINE | re.DOTALL)
 
 
-def readme():
-    if not os.path.exists(README):
-        pytest.skip("there is no README yet")
-    with open(README, encoding="utf-8") as file:
-        return file.read()
-
-
-@pytest.mark.parametrize("block", ini_blocks() or [None])
+@pytest.mark.parametrize("block", ini_blocks())
 def test_example_of_the_readme(check, tmp_path, block):
     """Every configuration example of the README is a good configuration."""
-    assert block or not readme(), "the README has no ```ini block"
     key = fake_metadata.make_rsa_key(1024)
     for name, text in (
             ("/etc/fake-metadata.key", key.in_pem()),
@@ -923,7 +911,6 @@ def test_example_of_the_readme(check, tmp_path, block):
 
 def test_every_section_has_an_example():
     """The README has an example of every section."""
-    readme()
     given = {section.split()[0] for block in ini_blocks()
              for section in re.findall(r"^\[([^]]+)\]", block, re.MULTILINE)}
 
