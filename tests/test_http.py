@@ -644,6 +644,36 @@ def test_hosts_of_the_configuration_are_allowed(serve):
         assert service.get("/latest/", Host=host)[0] == status, host
 
 
+REFUSED = "host imds.test is not allowed; see allowed-hosts in [server]"
+
+
+@pytest.mark.parametrize("bodies, path, body", [
+    ("json", "/latest/", json.dumps({"error": REFUSED})),
+    ("ec2", "/latest/", ""),
+    ("json", "/v2/credentials/BaseIAMRole", json.dumps(
+        {"code": "Forbidden", "message": REFUSED, "HTTPErrorCode": 403}, separators=(",", ":"))),
+    ("json", "/creds", REFUSED + "\n"),
+])
+def test_refused_host_is_told_what_to_do(serve, bodies, path, body):
+    """A refusal names the Host and the key that would allow it; with ec2 only the log does."""
+    service = serve("[server]\nerror-bodies = %s\n" % bodies)
+
+    status, _, said = service.get(path, Host="imds.test:8000")
+
+    assert (status, said) == (403, body)
+    wait_for(lambda: REFUSED in service.log(), what="the line of the log")
+
+
+@pytest.mark.parametrize("host", ["a" * 200 + ".test", "%22%3e.test", "(x).test"])
+def test_refused_host_is_shown_escaped(service, host):
+    """What is shown of a Host is short, and one JSON string."""
+    status, _, said = service.get("/latest/", Host=host)
+
+    assert status == 403
+    assert json.loads(said)["error"].startswith("host " + host[:100])
+    assert len(said) < 250
+
+
 # ---------------------------------------------------------------- session tokens ---------------
 
 def test_token_has_the_form_of_a_real_one(service):

@@ -148,6 +148,23 @@ def test_address_of_the_command_line_outranks(serve):
     assert serve("[server]\nbind = 192.0.2.1:80\n", bind="127.0.0.1:%d" % port).port == port
 
 
+@pytest.mark.parametrize("bind, url", [
+    ("0.0.0.0:%d", "http://127.0.0.1:%d/"), ("[::]:%d", "http://[::1]:%d/"),
+    ("127.0.0.1:%d", "http://127.0.0.1:%d/"), ("[::1]:%d", "http://[::1]:%d/")])
+def test_line_to_paste(bind, url):
+    """The line to paste has an address that works, whatever it is bound to."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, PROGRAM, bind % port], stderr=subprocess.PIPE,
+                               universal_newlines=True)
+    lines = iter(process.stderr.readline, "")
+    pasted = next(line for line in lines if "paste this" in line)
+    process.terminate()
+    process.communicate()
+
+    assert pasted == ("fake-metadata: paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s\n"
+                      % (url % port))
+
+
 def test_warning_about_other_addresses(serve):
     """An address that others can reach is mentioned in the log; 127.0.0.1 is not."""
     assert "bound to 0.0.0.0" in serve(bind="0.0.0.0:0").log()
@@ -155,7 +172,9 @@ def test_warning_about_other_addresses(serve):
 
 
 @pytest.mark.parametrize("address, reason", [
-    ("127.0.0.1:%d", "Address already in use"), ("192.0.2.1:0", "Cannot assign requested address"),
+    ("127.0.0.1:%d", r"Address already in use; another one: fake_metadata.py 127.0.0.1:\d+, on a "
+     r"box PORT=\d+ in /etc/default/fake-metadata; who has it: ss -ltnp sport = :\d+"),
+    ("192.0.2.1:0", "Cannot assign requested address"),
     ("no-such-host.invalid:0", ""), ("[2001:db8::1]:0", "")])
 def test_failure_to_listen(address, reason):
     """Where it cannot listen it says so in one line, and does not end with 0."""
