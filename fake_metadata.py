@@ -4564,18 +4564,20 @@ FORMER_KEYS = {
 
 
 def load_config(
-    path: Optional[str] = None, environ: Dict[str, str] = os.environ
+    paths: Union[None, str, List[str]] = None, environ: Dict[str, str] = os.environ
 ) -> Dict[str, Dict[str, Any]]:
-    """Read and check a configuration file; return {section: {key: value}}, defaults filled in.
+    """Read and check configuration files; return {section: {key: value}}, defaults filled in.
 
-    A named section, such as "interface eth1", stands beside the fixed ones. Without a path: the
-    defaults. Raises ConfigError.
+    The later file wins, key by key. A named section, such as "interface eth1", stands beside the
+    fixed ones. Without a path: the defaults. Raises ConfigError.
     """
     config = {kind: default_settings(kind) for kind in SETTINGS if not kind.endswith(" NAME")}
-    if path:
+    texts = {}
+    for path in [paths] if isinstance(paths, str) else paths or ():
         with errors_in(path):
             for section, pairs in read_sections(path).items():
-                config[section] = check_section(section, pairs)
+                texts.setdefault(section, {}).update(pairs)
+                config[section] = check_section(section, texts[section])
     with errors_in("environment"):
         for key, variable in VARIABLES.items():
             if environ.get(variable):
@@ -4619,7 +4621,18 @@ def read_sections(path: str) -> Dict[str, Dict[str, str]]:
     except configparser.ParsingError as error:  # its own text shows the line, a secret maybe
         line = getattr(error, "lineno", 0) or error.errors[0][0]
         raise ConfigError("line %d is neither a [section] nor key = value" % line)
-    return {section: dict(parser.items(section)) for section in parser.sections()}
+    return {section: dict(map(unquoted, parser.items(section))) for section in parser.sections()}
+
+
+QUOTED_KEY = re.compile(r'("[^"]+")\s*=\s*(.*)', re.DOTALL)
+
+
+def unquoted(pair: Tuple[str, str]) -> Tuple[str, str]:
+    """Return key and text; a key in double quotes was cut at its first "="."""
+    match = QUOTED_KEY.fullmatch("=".join(pair))
+    if match:
+        return match.group(1)[1:-1], match.group(2)
+    return pair
 
 
 def check_section(section: str, pairs: Dict[str, str]) -> Dict[str, Any]:
@@ -4832,7 +4845,7 @@ class Daemon:
 
     def _make_service(self, config, former=None):
         """Make the credentials, the signer and the service that a configuration describes."""
-        with errors_in(self._options.config):
+        with errors_in(", ".join(self._options.config)):
             credentials = make_credentials(
                 config, self.log.say, self.server.call_soon_threadsafe, former)
             signer = self._make_signer(config)
@@ -4878,12 +4891,11 @@ class Daemon:
 
     def _warn_of_readable_secrets(self):
         """Report a configuration with keys in it that others can read."""
-        path = self._options.config
-        if not path or not has_secrets(self.config):
-            return
-        with contextlib.suppress(OSError):  # it may be gone again
-            if os.stat(path).st_mode & stat.S_IROTH:
-                self.log.say("others can read %s, which has secrets in it: chmod o-r it" % path)
+        for path in self._options.config if has_secrets(self.config) else ():
+            with contextlib.suppress(OSError):  # it may be gone again
+                if os.stat(path).st_mode & stat.S_IROTH and has_secrets(load_config(path)):
+                    self.log.say(
+                        "others can read %s, which has secrets in it: chmod o-r it" % path)
 
     def _announce(self):
         address, port = self.server.server_address[:2]
@@ -4952,8 +4964,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="Fake EC2 instance metadata service for a development box.")
     parser.add_argument("address", metavar="HOST | HOST:PORT", nargs="?",
                         help="where to listen; 127.0.0.1:8000 unless told otherwise")
-    parser.add_argument("--config", metavar="FILE", type=file_name,
-                        help="read this configuration; without it nothing is read")
+    parser.add_argument("--config", metavar="FILE", type=file_name, action="append", default=[],
+                        help="read this configuration, again and again: the later file wins, key "
+                             "by key; without it nothing is read")
     parser.add_argument("--log", metavar="FILE", type=file_name,
                         help="log to this file; without it to stderr")
     action = parser.add_mutually_exclusive_group()
@@ -5003,7 +5016,7 @@ def check_config(options: argparse.Namespace) -> None:
     """Check everything that a start would check."""
     options.log = os.devnull
     Daemon(options).close()
-    print("%s: configuration ok" % (options.config or "no file"))
+    print("%s: configuration ok" % (", ".join(options.config) or "no file"))
 
 
 def print_certificate(options: argparse.Namespace) -> None:
@@ -5012,7 +5025,7 @@ def print_certificate(options: argparse.Namespace) -> None:
     That of the configuration, or the kept one: as root on a box, the service's.
     """
     config = load_config(options.config)
-    with errors_in(options.config):
+    with errors_in(", ".join(options.config)):
         identity = configured_identity(config["instance-identity"])
     path = identity_path(os.environ)
     if not identity and path:
