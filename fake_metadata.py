@@ -166,6 +166,8 @@ MAX_GATHERED = 65536  # characters of lines that wait to be written
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
 # Process.
+STATE_FILE = "state"  # in the runtime directory
+MAX_STATE_BYTES = 1048576
 EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)  # may come before there are handlers for them
 TEMPORARY_ERRORS = (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)  # no such address, no resolver yet
 
@@ -1251,6 +1253,16 @@ def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
     return facts, timeline.next_change
 
 
+def begun_events(events: dict, start: float, now: float) -> List[str]:
+    """Name the events that change a fact now."""
+    names = []
+    for name, make_facts in EVENTS.items():
+        facts = make_facts(events[name], Timeline(start, now)) if events[name] else {}
+        if any(fact != FACTS_WITHOUT_EVENTS[key] for key, fact in facts.items()):
+            names.append(name)
+    return names
+
+
 def spot_facts(event: Tuple[Moment, str, Optional[Moment]], timeline: Timeline) -> dict:
     """Announce that a spot instance is interrupted; with hibernation there is no warning.
 
@@ -1351,6 +1363,7 @@ class Fault:
     """
 
     def __init__(self, name: str, rule: dict, start: float):
+        self.name = name
         self.actions = rule["actions"]
         self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
@@ -1366,9 +1379,7 @@ class Fault:
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
         """Tell whether a request matches this fault, and count it if it does."""
-        if not self._begin <= now < self._end or self._times <= 0:
-            return False
-        if not consists_of(path, self._pieces):
+        if not self.is_on(now) or not consists_of(path, self._pieces):
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
@@ -1376,6 +1387,10 @@ class Fault:
             return False
         self._times -= 1
         return True
+
+    def is_on(self, now: float) -> bool:
+        """Tell whether this fault strikes the requests that it matches now."""
+        return self._begin <= now < self._end and self._times > 0
 
     def _concerns(self, found):
         """Tell whether a document has what the actions change: a "Code", or credentials."""
@@ -1817,6 +1832,7 @@ class RefreshableCredentials:
         self._refresh_again = False  # asked for while a fetch was under way
         self._failures = 0
         self._retry_at = 0  # monotonic clock, after a failure
+        self.error = ""  # why the last fetch gave none
         self._cancelled = threading.Event()
         self._thread = None
         self._fingerprint = fingerprint(files)
@@ -1853,6 +1869,14 @@ class RefreshableCredentials:
             self.refresh()
         elif self._is_due(self._clock()):
             self._refresh_unless_too_soon()
+
+    def in_words(self) -> str:
+        """Say which credentials there are and until when, in words for the log."""
+        credentials = self._credentials
+        if not credentials or self._clock() >= credentials.expiration:
+            return "none"
+        return "...%s, until %s" % (
+            credentials.keys.access_key_id[-4:], utc(credentials.expiration))
 
     def cancel(self, wait: float = 0) -> None:
         """Stop a fetch under way and ignore its outcome; wait up to `wait` seconds for its end."""
@@ -1910,10 +1934,12 @@ class RefreshableCredentials:
         self._credentials = Credentials(keys, now, expiration)
         self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
+        self.error = ""
 
     def _reject(self, error, now):
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
         self._failures += 1
+        self.error = str(error)
         self._retry_at = self._monotonic() + wait
         kept = "there are none"
         if self._credentials and now < self._credentials.expiration:
@@ -2504,6 +2530,12 @@ class MetadataService:
         now, found = self.clock(), self.find(path)
         return merged_actions([
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
+
+    def under_way(self) -> Dict[str, List[str]]:
+        """Name the events that have begun and the faults that strike."""
+        now = self.clock()
+        faults = [fault.name for fault in self.faults if fault.is_on(now)]
+        return {"events": begun_events(self._events, self._started, now), "faults": faults}
 
     def failure_message(self, code: str, found: ServedDocument) -> str:
         """Return the message that the real service has for a code, in place of a document."""
@@ -4723,6 +4755,275 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known are: " + ", ".join(sorted(known))
 
 
+# ---------------------------------------------------------------- overlay ---------------------
+#
+# What is set until the next boot, in a file of its own below /run that is read last: the program's
+# part of `service fake-metadata set`, `unset` and `show`.
+
+SECRET_SECTIONS = ("user-data",)  # passwords stand in user data
+MAX_SHOWN_TEXT = 100  # characters; longer ones are keys and documents
+OVERLAY_HEAD = "# Until the next boot: see service fake-metadata set, unset, show.\n"
+Texts = Dict[str, Dict[str, str]]  # {section: {key: text}}
+
+
+def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text: str = "") -> str:
+    """Set or unset SECTION.KEY in an overlay; return a line that says what is different.
+
+    The overlay lies over the configurations. Raises ConfigError, and OSError if the file cannot be
+    written; then it is as before.
+    """
+    overlay, below = written_texts([path]), written_texts(configs)
+    section, key = split_name(name, {*overlay, *below})
+    former = shown_setting(section, key, overlay, below)
+    if verb == "set":
+        overlay.setdefault(section, {})[key] = text
+    else:
+        take_setting(overlay, section, key)
+    replace_file(path, overlay_text(overlay))
+    remark = "until the next boot" if verb == "set" else "as in the configuration"
+    return "%s = %s (%s; was: %s)" % (
+        setting_name(section, key), shown_setting(section, key, overlay, below), remark, former)
+
+
+def take_setting(overlay: Texts, section: str, key: str) -> None:
+    """Take a setting out of an overlay. Raises ConfigError if it is not in there."""
+    if key not in overlay.get(section, {}):
+        names = [setting_name(*place) for place in settings_of(overlay)]
+        raise ConfigError("%s is not set; set until the next boot: %s" % (
+            setting_name(section, key), ", ".join(names) or "nothing"))
+    del overlay[section][key]
+    if not overlay[section]:
+        del overlay[section]
+
+
+def overlay_in_words(path: str, configs: List[str]) -> List[str]:
+    """Describe an overlay: what is set, and what the configurations below it have instead."""
+    overlay, below = written_texts([path]), written_texts(configs)
+    if not overlay:
+        return ["nothing is set until the next boot"]
+    lines = ["set until the next boot:"]
+    for section, key in settings_of(overlay):
+        lines.append("  %s = %s (in the configuration: %s)" % (
+            setting_name(section, key), shown_setting(section, key, overlay),
+            shown_setting(section, key, below)))
+    return lines
+
+
+def state_in_words(state: Dict[str, Any]) -> List[str]:
+    """Describe what is served, by the state that the service has written."""
+    lines = ["read at %s:" % (state["read-at"] or "(not yet)")]
+    for path, changed in state["read"].items():
+        lines.append("  %s%s" % (path, file_remark(path, changed)))
+    if state["error"]:
+        lines.append("the last change did not work:")
+        lines += ["  " + line for line in state["error"].split("\n")]
+    lines.append("served:")
+    lines += ["  role %s: %s" % role for role in state["roles"].items()]
+    lines += ["  event %s has begun" % name for name in state["events"]]
+    lines += ["  fault %s strikes" % name for name in state["faults"]]
+    return lines
+
+
+def file_remark(path: str, changed: str) -> str:
+    """Say, of a file that was read, when it had been changed, and whether it has been since."""
+    if changes_of([path])[path] != changed:
+        return ", changed since then: service fake-metadata reload"
+    return ", of %s" % utc(float(changed)) if changed else ", which is not there"
+
+
+def settings_of(texts: Texts) -> List[Tuple[str, str]]:
+    """List section and key of each setting."""
+    return [(section, key) for section, keys in texts.items() for key in keys]
+
+
+def setting_name(section: str, key: str) -> str:
+    """Return SECTION.KEY as split_name takes it."""
+    return "%s.%s" % (section, quoted_key(key))
+
+
+def shown_setting(section: str, key: str, *layers: Texts) -> str:
+    """Return the text that the first of the layers with this setting has; a secret without it."""
+    for texts in layers:
+        if key in texts.get(section, {}):
+            return shown_text(section, key, texts[section][key])
+    return "nothing"
+
+
+def shown_text(section: str, key: str, text: str) -> str:
+    """Return a text for a terminal, in one line; of secrets and documents only the size."""
+    if not text:
+        return "(empty)"
+    if key in SECRET_KEYS:
+        return "(a secret)"
+    if section in SECRET_SECTIONS and key != "file" or len(text) > MAX_SHOWN_TEXT or "\n" in text:
+        return "(%d characters)" % len(text)
+    return printable(text)
+
+
+def written_texts(paths: Iterable[str]) -> Texts:
+    """Read the texts of configurations as they are written; the later file wins."""
+    texts = {}
+    for path in paths:
+        with errors_in(path):
+            for section, pairs in read_sections(path).items():
+                texts.setdefault(section, {}).update(pairs)
+    return texts
+
+
+def split_name(name: str, known: Iterable[str] = ()) -> Tuple[str, str]:
+    """Split SECTION.KEY behind the longest section that there is, in `known` or at all.
+
+    A key may stand in double quotes. Raises ConfigError.
+    """
+    unquoted_part, _, _ = name.partition('"')
+    dots = [match.start() for match in re.finditer(r"\.", unquoted_part)]
+    for dot in reversed(dots):
+        section, key = name[:dot], name[dot + 1:]
+        if section in known or section in SETTINGS or re.sub(" .+", " NAME", section) in SETTINGS:
+            break
+    else:
+        raise ConfigError("write SECTION.KEY, not %s; sections are: %s" % (
+            shown_section(name), ", ".join(SETTINGS)))
+    if re.fullmatch('"[^"]+"', key):
+        key = key[1:-1]
+    if not key:
+        raise ConfigError("[%s]: which key? write SECTION.KEY" % shown_section(section))
+    return section, key
+
+
+PLAIN_KEY = re.compile(r"[\w/][\w./@+,-]*")
+
+
+def quoted_key(key: str) -> str:
+    """Return a key as it is written in a configuration."""
+    return key if PLAIN_KEY.fullmatch(key) else '"%s"' % key
+
+
+def overlay_text(overlay: Texts) -> str:
+    """Write an overlay as a file that reads as it is. Raises ConfigError if a text cannot be so."""
+    lines = []
+    for section, pairs in overlay.items():
+        lines.append("[%s]" % section)
+        for key, text in pairs.items():
+            check_written(section, key, text)
+            lines.append("%s = %s" % (quoted_key(key), text.replace("\n", "\n    ")))
+    return OVERLAY_HEAD + "".join(line.rstrip() + "\n" for line in lines)
+
+
+def check_written(section: str, key: str, text: str) -> None:
+    """Refuse what a configuration file cannot have. Raises ConfigError."""
+    place = "[%s] %s: " % (shown_section(section), shown_key(key))
+    if re.search(r"[\[\]\n]", section) or re.search('["\n]', key):
+        raise ConfigError(place + "a name cannot have these characters in a file")
+    for line in text.split("\n"):
+        if line != line.strip():
+            raise ConfigError(place + "a line would lose the blanks at its ends in a file")
+    for line in text.split("\n")[1:]:
+        if not line or line[0] in "#;":
+            raise ConfigError(
+                place + "an empty line, or one that begins with # or ;, would end it in a file")
+
+
+def read_text() -> str:
+    """Read a setting's text from standard input. Raises ConfigError."""
+    with open(0, "rb", closefd=False) as file:
+        content = file.read(MAX_SOURCE_BYTES + 1)
+    if len(content) > MAX_SOURCE_BYTES:
+        raise ConfigError("standard input: over %d bytes" % MAX_SOURCE_BYTES)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError("standard input: is not UTF-8")
+    return re.sub(r"[ \t\r]+$", "", text, flags=re.MULTILINE).strip("\n").lstrip(" \t")
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write a file anew, whole at any moment, with owner and mode as they are."""
+    former = os.stat(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path + ".part")
+    with open(path + ".part", "x", encoding="utf-8", opener=open_private) as file:
+        os.fchown(file.fileno(), former.st_uid, former.st_gid)
+        os.fchmod(file.fileno(), stat.S_IMODE(former.st_mode))
+        file.write(text)
+    os.replace(path + ".part", path)
+
+
+# ---------------------------------------------------------------- state -----------------------
+
+class State:
+    """What the service has done, in a file for whoever sent a signal: service fake-metadata.
+
+    The file `state` in RUNTIME_DIRECTORY is JSON, a key a line, without secrets:
+
+        "starts", "reloads", "rotations"   how many of each there were within this boot
+        "error"     why the last of them did not work; "" if it did
+        "read"      {FILE: when it was last changed, as `stat -c %.9Y` says it}, of the last reading
+        "read-at"   when that was
+        "roles"     {ROLE: "...WXYZ, until 2026-12-01T08:00:00Z", or "none"}
+        "events"    those that have begun
+        "faults"    those that strike
+    """
+
+    def __init__(self, directory: Optional[str] = None, clock: Callable[[], float] = time.time):
+        self._path = os.path.join(directory, STATE_FILE) if directory else ""
+        self._clock = clock
+        self._fields = dict(EMPTY_STATE)
+        former = read_state(directory)
+        for name in ("starts", "reloads", "rotations"):
+            if isinstance(former[name], int):
+                self._fields[name] = former[name]
+
+    def count(self, name: str, error: str, served: dict) -> None:
+        """Note one more start, reload or rotation, and what became of it."""
+        self.update({name: self._fields[name] + 1, "error": error, **served})
+
+    def note_reading(self, changes: Dict[str, str]) -> None:
+        """Note the files that are read now; it is written with what comes of it."""
+        self._fields = {**self._fields, "read": changes, "read-at": utc(self._clock())}
+
+    def update(self, fields: dict) -> None:
+        """Write the file, if something has changed."""
+        changed = {**self._fields, **fields}
+        if self._path and changed != self._fields:
+            keep(self._path, json.dumps(changed, indent=2) + "\n")
+        self._fields = changed
+
+
+EMPTY_STATE = {
+    "starts": 0,
+    "reloads": 0,
+    "rotations": 0,
+    "error": "",
+    "read": {},
+    "read-at": "",
+    "roles": {},
+    "events": [],
+    "faults": [],
+}
+
+
+def read_state(directory: Optional[str]) -> Dict[str, Any]:
+    """Read the state that a service has written; the empty one where there is none."""
+    state = {}
+    if directory:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            state = json.loads(read_file(os.path.join(directory, STATE_FILE), MAX_STATE_BYTES))
+    if not isinstance(state, dict):
+        state = {}
+    return {**EMPTY_STATE, **state}
+
+
+def changes_of(paths: Iterable[str]) -> Dict[str, str]:
+    """Tell when each file was last changed, as `stat -c %.9Y` does; "" of one that is not there."""
+    changes = {}
+    for path in paths:
+        changes[path] = ""
+        with contextlib.suppress(OSError):
+            changes[path] = "%d.%09d" % divmod(os.stat(path).st_mtime_ns, 10 ** 9)
+    return changes
+
+
 # ---------------------------------------------------------------- process ---------------------
 
 class Daemon:
@@ -4737,7 +5038,9 @@ class Daemon:
         self._environ = environ
         self._box = box_id(environ.get("STATE_DIRECTORY"))
         self._is_ready = False
-        self.config = load_config(options.config, environ)
+        self._is_rotating = False
+        self.state = State(environ.get("RUNTIME_DIRECTORY"))
+        self.config = self._read_config()
         self.log = Log(self._log_path(self.config))
         self.address = self.config["server"]["bind"] or DEFAULT_BIND
         if options.address is not None:
@@ -4812,23 +5115,29 @@ class Daemon:
     def reload(self) -> None:
         """Reopen the log and take the configuration as it is now; a bad one changes nothing."""
         self._tell_supervisor("RELOADING=1")
+        trouble = ""
         try:
-            config = load_config(self._options.config, self._environ)
+            config = self._read_config()
             credentials, signer, service = self._make_service(config, self.credentials)
         except (ConfigError, OSError) as error:
             self.log.reopen(self._log_path(self.config))
-            self.log.say("not reloaded, the old configuration stays: %s" % error)
+            trouble = str(error)
+            self.log.say("not reloaded, the old configuration stays: %s" % trouble)
         else:
             self.signer = signer
             self._adopt(config, credentials, service)
         finally:
+            self.state.count("reloads", trouble, self._served())
             self._tell_supervisor("READY=1")
 
     def rotate(self) -> None:
-        """Make new credentials of all roles now."""
+        """Make new credentials of all roles now; the log and the state say when they are there."""
         self.log.say("new credentials asked for")
         for credentials in self.credentials.values():
             credentials.refresh()
+        if not self._is_rotating:
+            self._is_rotating = True
+            self._finish_rotation()
 
     def stop(self) -> None:
         """Stop accepting, and end when what is in flight is done."""
@@ -4836,6 +5145,32 @@ class Daemon:
             self._tell_supervisor("STOPPING=1")
             self.log.say("stopping")
             self.server.stop()
+
+    def _finish_rotation(self):
+        """Say what has become of a rotation, as soon as no fetch is under way."""
+        if any(credentials.pending for credentials in self.credentials.values()):
+            self.server.call_later(DOCUMENT_POLL, self._finish_rotation)
+            return
+        self._is_rotating = False
+        failed = ["%s: %s" % (role, credentials.error)
+                  for role, credentials in self.credentials.items() if credentials.error]
+        for trouble in failed:
+            self.log.say("not rotated: %s" % trouble)
+        served = self._served()
+        if not failed:
+            self.log.say("rotated: %s" % "; ".join(
+                "%s %s" % role for role in served["roles"].items()))
+        self.state.count("rotations", "; ".join(failed), served)
+
+    def _served(self):
+        """Return what the state says of what is served now."""
+        roles = {role: credentials.in_words() for role, credentials in self.credentials.items()}
+        return {"roles": roles, **self.server.service.under_way()}
+
+    def _read_config(self):
+        """Read the configuration; note first how old it is: it may change at any moment."""
+        self.state.note_reading(changes_of(self._options.config))
+        return load_config(self._options.config, self._environ)
 
     def _note_signal(self, action, number, frame):
         self.server.call_soon_threadsafe(action)
@@ -4872,8 +5207,8 @@ class Daemon:
             code = getattr(error, "errno", None) or errno.EINVAL
             reason = getattr(error, "strerror", None) or error
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
-        self._look_around()
         self._announce()
+        self._look_around()
         self._keep_identity()
 
     def _keep_identity(self):
@@ -4886,6 +5221,7 @@ class Daemon:
         self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
+        self.state.update(self._served())
         if self._environ.get("WATCHDOG_USEC"):
             self._tell_supervisor("WATCHDOG=1")
 
@@ -4909,6 +5245,7 @@ class Daemon:
         if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
             warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
         self.log.flush()
+        self.state.count("starts", "", self._served())
         self._is_ready = True
         self._tell_supervisor("READY=1")
 
@@ -4976,6 +5313,9 @@ def make_parser() -> argparse.ArgumentParser:
                         help="print every path and value as they would be served")
     action.add_argument("--certificate", action="store_true",
                         help="print what the signatures of the identity document verify with")
+    action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
+                        help="of service fake-metadata: set SECTION.KEY (to standard input), unset "
+                             "SECTION.KEY, or show")
     parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
     return parser
 
@@ -4998,6 +5338,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             print_dump(options)
         elif options.certificate:
             print_certificate(options)
+        elif options.overlay:
+            print_overlay(options)
         else:
             # Log and configuration are read before there are handlers.
             signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
@@ -5017,6 +5359,25 @@ def check_config(options: argparse.Namespace) -> None:
     options.log = os.devnull
     Daemon(options).close()
     print("%s: configuration ok" % (", ".join(options.config) or "no file"))
+
+
+def print_overlay(options: argparse.Namespace) -> None:
+    """Show or change what is set until the next boot, and say what is different.
+
+    With RUNTIME_DIRECTORY in the environment `show` also says what is served.
+    """
+    path, verb, *names = options.overlay + [""]
+    if verb == "show":
+        lines = overlay_in_words(path, options.config)
+        state = read_state(os.environ.get("RUNTIME_DIRECTORY"))
+        if state["starts"]:
+            lines += state_in_words(state)
+        print("\n".join(map(printable, lines)))
+    elif verb in ("set", "unset"):
+        text = read_text() if verb == "set" else ""
+        print(printable(change_overlay(path, options.config, verb, names[0], text)))
+    else:
+        raise ConfigError("--overlay: write FILE set NAME, FILE unset NAME or FILE show")
 
 
 def print_certificate(options: argparse.Namespace) -> None:
