@@ -5244,8 +5244,8 @@ class Daemon:
         self.log.say("listening on " + url)
         if self._options.log is None and not self._environ.get("NOTIFY_SOCKET"):
             warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s" % url)
-        self.log.flush()
         self.state.count("starts", "", self._served())
+        self.log.flush()
         self._is_ready = True
         self._tell_supervisor("READY=1")
 
