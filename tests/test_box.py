@@ -899,7 +899,7 @@ def readme_commands(title):
 
 def test_readme_about_the_box(box):
     """What the README says of the box works as it stands, in its order."""
-    scp, ssh, actions, *others = readme_commands("The box")
+    scp, ssh, actions, _, *others = readme_commands("The box")
     assert scp == "scp -r fake-metadata box:"  # as boxes are given the product here
     box.ok(ssh[len("ssh box "):])
     for action in re.search(r"[\w-]+(\|[\w-]+)+", actions).group().split("|"):
@@ -908,6 +908,19 @@ def test_readme_about_the_box(box):
     for command in others:
         box.ok(command)
     assert box.run("test -e /apps").code == 1
+
+
+def test_readme_about_now(box):
+    """What the README says of now, and until the next boot, works as it stands, in its order."""
+    box.ok(INSTALL)
+    before = credentials(box)
+    for command in readme_commands("Now, and until the next boot"):
+        box.ok(command, env={"SECRET": "a-secret"})
+        if "set events" in command:
+            assert "terminate" in fact(box, SPOT)
+    assert credentials(box) != before
+    box.ok(GET + "-H 'Authorization: a-secret' http://127.0.0.1:8000/creds")
+    assert box.run(GET + "http://127.0.0.1:8000/creds").code != 0
 
 
 def test_readme_about_packages(box):
