@@ -174,6 +174,8 @@ MAX_MISTAKES = 20  # that are told at once
 MAX_KEPT_REQUESTS = 10000
 
 # Process.
+STATE_FILE = "state"  # in the runtime directory
+MAX_STATE_BYTES = 1048576
 EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)  # may come before there are handlers for them
 TEMPORARY_ERRORS = (errno.EADDRNOTAVAIL, socket.EAI_AGAIN)  # no such address, no resolver yet
 
@@ -1315,6 +1317,16 @@ def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
     return facts, timeline.next_change
 
 
+def begun_events(events: dict, start: float, now: float) -> List[str]:
+    """Name the events that change a fact now."""
+    names = []
+    for name, make_facts in EVENTS.items():
+        facts = make_facts(events[name], Timeline(start, now)) if events[name] else {}
+        if any(fact != FACTS_WITHOUT_EVENTS[key] for key, fact in facts.items()):
+            names.append(name)
+    return names
+
+
 def spot_facts(event: Tuple[Moment, str, Optional[Moment]], timeline: Timeline) -> dict:
     """Announce that a spot instance is interrupted; with hibernation there is no warning.
 
@@ -1415,6 +1427,7 @@ class Fault:
     """
 
     def __init__(self, name: str, rule: dict, start: float):
+        self.name = name
         self.actions = rule["actions"]
         self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
@@ -1430,9 +1443,7 @@ class Fault:
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
         """Tell whether a request matches this fault, and count it if it does."""
-        if not self._begin <= now < self._end or self._times <= 0:
-            return False
-        if not consists_of(path, self._pieces):
+        if not self.is_on(now) or not consists_of(path, self._pieces):
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
@@ -1440,6 +1451,10 @@ class Fault:
             return False
         self._times -= 1
         return True
+
+    def is_on(self, now: float) -> bool:
+        """Tell whether this fault strikes the requests that it matches now."""
+        return self._begin <= now < self._end and self._times > 0
 
     def _concerns(self, found):
         """Tell whether a document has what the actions change: a "Code", or credentials."""
@@ -1870,7 +1885,7 @@ class RefreshableCredentials:
         self.role = role
         self.settings = settings
         self.pending = False  # a fetch is under way
-        self.trouble = ""  # why the last one failed
+        self.error = ""  # why the last one failed
         self._complain = complain
         self._fetch = fetch
         self._say = say
@@ -1919,6 +1934,14 @@ class RefreshableCredentials:
             self.refresh()
         elif self._is_due(self._clock()):
             self._refresh_unless_too_soon()
+
+    def in_words(self) -> str:
+        """Say which credentials there are and until when, in words for the log."""
+        credentials = self._credentials
+        if not credentials or self._clock() >= credentials.expiration:
+            return "none"
+        return "...%s, until %s" % (
+            credentials.keys.access_key_id[-4:], utc(credentials.expiration))
 
     def cancel(self, wait: float = 0) -> None:
         """Stop a fetch under way and ignore its outcome; wait up to `wait` seconds for its end."""
@@ -1976,7 +1999,7 @@ class RefreshableCredentials:
         self._credentials = Credentials(keys, now, expiration)
         self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
-        self.trouble = ""
+        self.error = ""
 
     def _reject(self, error, now):
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
@@ -1988,9 +2011,9 @@ class RefreshableCredentials:
         words = "no new credentials for %s: %s; %s, next attempt in %d s" % (
             self.role, error, kept, wait)
         self._say(words)
-        if self._complain and not self.trouble:
+        if self._complain and not self.error:
             self._complain(words)
-        self.trouble = str(error)
+        self.error = str(error)
 
 
 def refresh_window(validity: float) -> float:
@@ -2595,6 +2618,12 @@ class MetadataService:
         now, found = self.clock(), self.find(path)
         return merged_actions([
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
+
+    def under_way(self) -> Dict[str, List[str]]:
+        """Name the events that have begun and the faults that strike."""
+        now = self.clock()
+        faults = [fault.name for fault in self.faults if fault.is_on(now)]
+        return {"events": begun_events(self._events, self._started, now), "faults": faults}
 
     def failure_message(self, code: str, found: ServedDocument) -> str:
         """Return the message that the real service has for a code, in place of a document."""
@@ -5001,6 +5030,256 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known are: " + ", ".join(sorted(known))
 
 
+# ---------------------------------------------------------------- overlay ---------------------
+#
+# What is set until the next boot, in a file of its own below /run that is read last: the program's
+# part of `service fake-metadata set`, `unset` and `show`.
+
+SECRET_SECTIONS = ("user-data",)  # passwords stand in user data
+MAX_SHOWN_TEXT = 100  # characters; longer ones are keys and documents
+OVERLAY_HEAD = "# Until the next boot: see service fake-metadata set, unset, show.\n"
+Texts = Dict[str, Dict[str, str]]  # {section: {key: text}}
+
+
+def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text: str = "") -> str:
+    """Set or unset SECTION.KEY in an overlay; return a line that says what is different.
+
+    The overlay lies over the configurations. Raises ConfigError, and OSError if the file cannot be
+    written; then it is as before.
+    """
+    overlay, below = written_texts([path]), written_texts(configs)
+    section, key = split_name(name, {*overlay, *below})
+    former = shown_setting(section, key, overlay, below)
+    if verb == "set":
+        overlay.setdefault(section, {})[key] = text
+    else:
+        take_setting(overlay, section, key)
+    replace_file(path, overlay_text(overlay))
+    remark = "until the next boot" if verb == "set" else "as in the configuration"
+    return "%s = %s (%s; was: %s)" % (
+        setting_name(section, key), shown_setting(section, key, overlay, below), remark, former)
+
+
+def take_setting(overlay: Texts, section: str, key: str) -> None:
+    """Take a setting out of an overlay. Raises ConfigError if it is not in there."""
+    if key not in overlay.get(section, {}):
+        names = [setting_name(*place) for place in settings_of(overlay)]
+        raise ConfigError("%s is not set; set until the next boot: %s" % (
+            setting_name(section, key), ", ".join(names) or "nothing"))
+    del overlay[section][key]
+    if not overlay[section]:
+        del overlay[section]
+
+
+def overlay_in_words(path: str, configs: List[str]) -> List[str]:
+    """Describe an overlay: what is set, and what the configurations below it have instead."""
+    overlay, below = written_texts([path]), written_texts(configs)
+    if not overlay:
+        return ["nothing is set until the next boot"]
+    lines = ["set until the next boot:"]
+    for section, key in settings_of(overlay):
+        lines.append("  %s = %s (in the configuration: %s)" % (
+            setting_name(section, key), shown_setting(section, key, overlay),
+            shown_setting(section, key, below)))
+    return lines
+
+
+def state_in_words(state: Dict[str, Any]) -> List[str]:
+    """Describe what is served, by the state that the service has written."""
+    lines = ["read at %s:" % (state["read-at"] or "(not yet)")]
+    for path, changed in state["read"].items():
+        lines.append("  %s%s" % (path, file_remark(path, changed)))
+    if state["error"]:
+        lines.append("the last change did not work:")
+        lines += ["  " + line for line in state["error"].split("\n")]
+    lines.append("served:")
+    lines += ["  role %s: %s" % role for role in state["roles"].items()]
+    lines += ["  event %s has begun" % name for name in state["events"]]
+    lines += ["  fault %s strikes" % name for name in state["faults"]]
+    return lines
+
+
+def file_remark(path: str, changed: str) -> str:
+    """Say, of a file that was read, when it had been changed, and whether it has been since."""
+    if changes_of([path])[path] != changed:
+        return ", changed since then: service fake-metadata reload"
+    return ", of %s" % utc(float(changed)) if changed else ", which is not there"
+
+
+def settings_of(texts: Texts) -> List[Tuple[str, str]]:
+    """List section and key of each setting."""
+    return [(section, key) for section, keys in texts.items() for key in keys]
+
+
+def setting_name(section: str, key: str) -> str:
+    """Return SECTION.KEY as split_name takes it."""
+    return "%s.%s" % (section, quoted_key(key))
+
+
+def shown_setting(section: str, key: str, *layers: Texts) -> str:
+    """Return the text that the first of the layers with this setting has; a secret without it."""
+    for texts in layers:
+        if key in texts.get(section, {}):
+            return shown_text(section, key, texts[section][key])
+    return "nothing"
+
+
+def shown_text(section: str, key: str, text: str) -> str:
+    """Return a text for a terminal, in one line; of secrets and documents only the size."""
+    if not text:
+        return "(empty)"
+    if key in SECRET_KEYS:
+        return "(a secret)"
+    if section in SECRET_SECTIONS and key != "file" or len(text) > MAX_SHOWN_TEXT or "\n" in text:
+        return "(%d characters)" % len(text)
+    return printable(text)
+
+
+def written_texts(paths: Iterable[str]) -> Texts:
+    """Read the texts of configurations as they are written; the later file wins."""
+    texts = {}
+    with Mistakes({}) as mistakes:
+        for path in paths:
+            for setting in ConfigFile(path).read(mistakes):
+                keys = texts.setdefault(setting.section, {})
+                if setting.key:
+                    keys[setting.key] = setting.text
+    return texts
+
+
+PLAIN_KEY = re.compile(r"[\w/][\w./@+,-]*")
+
+
+def quoted_key(key: str) -> str:
+    """Return a key as it is written in a configuration."""
+    return key if PLAIN_KEY.fullmatch(key) else '"%s"' % key
+
+
+def overlay_text(overlay: Texts) -> str:
+    """Write an overlay as a file that reads as it is. Raises ConfigError if a text cannot be so."""
+    lines = []
+    for section, pairs in overlay.items():
+        lines.append("[%s]" % section)
+        for key, text in pairs.items():
+            check_written(section, key, text)
+            lines.append("%s = %s" % (quoted_key(key), text.replace("\n", "\n    ")))
+    return OVERLAY_HEAD + "".join(line.rstrip() + "\n" for line in lines)
+
+
+def check_written(section: str, key: str, text: str) -> None:
+    """Refuse what a configuration file cannot have. Raises ConfigError."""
+    first, *others = text.split("\n")
+    if re.search(r"[\[\]\n]", section) or re.search('["\n]', key):
+        trouble = "a name cannot have these characters in a file"
+    elif any(line != line.strip() for line in (first, *others)):
+        trouble = "a line would lose the blanks at its ends in a file"
+    elif any(not line or line[0] in "#;" for line in others):
+        trouble = "an empty line, or one that begins with # or ;, would end it in a file"
+    else:
+        return
+    raise ConfigError(trouble, section, shown_key(key))
+
+
+def read_text() -> str:
+    """Read a setting's text from standard input. Raises ConfigError."""
+    with open(0, "rb", closefd=False) as file:
+        content = file.read(MAX_SOURCE_BYTES + 1)
+    if len(content) > MAX_SOURCE_BYTES:
+        raise ConfigError("standard input: over %d bytes" % MAX_SOURCE_BYTES)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError("standard input: is not UTF-8")
+    return re.sub(r"[ \t\r]+$", "", text, flags=re.MULTILINE).strip("\n").lstrip(" \t")
+
+
+def replace_file(path: str, text: str) -> None:
+    """Write a file anew, whole at any moment, with owner and mode as they are."""
+    former = os.stat(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path + ".part")
+    with open(path + ".part", "x", encoding="utf-8", opener=open_private) as file:
+        os.fchown(file.fileno(), former.st_uid, former.st_gid)
+        os.fchmod(file.fileno(), stat.S_IMODE(former.st_mode))
+        file.write(text)
+    os.replace(path + ".part", path)
+
+
+# ---------------------------------------------------------------- state -----------------------
+
+class State:
+    """What the service has done, in a file for whoever sent a signal: service fake-metadata.
+
+    The file `state` in RUNTIME_DIRECTORY is JSON, a key a line, without secrets:
+
+        "starts", "reloads", "rotations"   how many of each there were within this boot
+        "error"     why the last of them did not work; "" if it did
+        "read"      {FILE: when it was last changed, as `stat -c %.9Y` says it}, of the last reading
+        "read-at"   when that was
+        "roles"     {ROLE: "...WXYZ, until 2026-12-01T08:00:00Z", or "none"}
+        "events"    those that have begun
+        "faults"    those that strike
+    """
+
+    def __init__(self, directory: Optional[str] = None, clock: Callable[[], float] = time.time):
+        self._path = os.path.join(directory, STATE_FILE) if directory else ""
+        self._clock = clock
+        self._fields = dict(EMPTY_STATE)
+        former = read_state(directory)
+        for name in ("starts", "reloads", "rotations"):
+            if isinstance(former[name], int):
+                self._fields[name] = former[name]
+
+    def count(self, name: str, error: str, served: dict) -> None:
+        """Note one more start, reload or rotation, and what became of it."""
+        self.update({name: self._fields[name] + 1, "error": error, **served})
+
+    def note_reading(self, changes: Dict[str, str]) -> None:
+        """Note the files that are read now; it is written with what comes of it."""
+        self._fields = {**self._fields, "read": changes, "read-at": utc(self._clock())}
+
+    def update(self, fields: dict) -> None:
+        """Write the file, if something has changed."""
+        changed = {**self._fields, **fields}
+        if self._path and changed != self._fields:
+            keep(self._path, json.dumps(changed, indent=2) + "\n")
+        self._fields = changed
+
+
+EMPTY_STATE = {
+    "starts": 0,
+    "reloads": 0,
+    "rotations": 0,
+    "error": "",
+    "read": {},
+    "read-at": "",
+    "roles": {},
+    "events": [],
+    "faults": [],
+}
+
+
+def read_state(directory: Optional[str]) -> Dict[str, Any]:
+    """Read the state that a service has written; the empty one where there is none."""
+    state = {}
+    if directory:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            state = json.loads(read_file(os.path.join(directory, STATE_FILE), MAX_STATE_BYTES))
+    if not isinstance(state, dict):
+        state = {}
+    return {**EMPTY_STATE, **state}
+
+
+def changes_of(paths: Iterable[str]) -> Dict[str, str]:
+    """Tell when each file was last changed, as `stat -c %.9Y` does; "" of one that is not there."""
+    changes = {}
+    for path in paths:
+        changes[path] = ""
+        with contextlib.suppress(OSError):
+            changes[path] = "%d.%09d" % divmod(os.stat(path).st_mtime_ns, 10 ** 9)
+    return changes
+
+
 # ---------------------------------------------------------------- process ---------------------
 
 class Service:
@@ -5008,16 +5287,21 @@ class Service:
 
     `read_config` returns the Configuration, at the start and at each reload; its errors are
     ConfigErrors. `address` and `log` win over the configuration. `complain` is told, beside the
-    log, why there are no new credentials. To be used in one thread; `run` is its loop.
+    log, why there are no new credentials. `files` are those whose age the state tells. To be used
+    in one thread; `run` is its loop.
     """
 
-    def __init__(self, read_config, address=None, log="", environ=os.environ, complain=None):
+    def __init__(self, read_config, address=None, log="", environ=os.environ, complain=None,
+                 files=()):
         self._read_config = read_config
+        self._files = files
         self._log_option = log
         self._environ = environ
         self._complain = complain
         self._box = box_id(environ.get("STATE_DIRECTORY"))
-        self.config = read_config()
+        self._state = State(environ.get("RUNTIME_DIRECTORY"))
+        self._is_rotating = False
+        self.config = self._read(read_config)
         self.log = Log(self._log_path(self.config))
         self._address_option = address
         self.address = address or self.config["server"]["bind"] or DEFAULT_BIND
@@ -5049,8 +5333,9 @@ class Service:
             if code == errno.EADDRINUSE:
                 reason += another_port(*self.address)
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
-        self._look_around()
+        self._state.count("starts", "", self._served())
         self._announce()
+        self._look_around()
         self._keep_identity()
 
     def run(self) -> None:
@@ -5068,27 +5353,33 @@ class Service:
 
     def reload(self) -> None:
         """Reopen the log and take the configuration as it is now; a bad one changes nothing."""
+        trouble = ""
         try:
             self.configure(self._read_config)
         except (ConfigError, OSError) as error:
+            trouble = str(error)
             self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % (
-                "; ".join(str(error).splitlines())))
+                "; ".join(trouble.splitlines())))
+        self._state.count("reloads", trouble, self._served())
 
     def configure(self, read_config: Callable[[], Configuration]) -> None:
         """Take another configuration, and reopen the log. Raises ConfigError, and changes nothing.
         """
-        config = read_config()
+        config = self._read(read_config)
         credentials, signer, service = self._make_service(config, self.credentials)
         self._read_config = read_config
         self.signer = signer
         self._adopt(config, credentials, service)
 
     def rotate(self) -> None:
-        """Make new credentials of all roles now."""
+        """Make new credentials of all roles now; the log and the state say when they are there."""
         self.log.say("new credentials asked for")
         for credentials in self.credentials.values():
             credentials.refresh()
+        if not self._is_rotating:
+            self._is_rotating = True
+            self.when_fetched(self._finish_rotation)
 
     def when_fetched(self, callback: Callable[[], Any]) -> None:
         """Have something called once no credentials are being fetched."""
@@ -5100,8 +5391,8 @@ class Service:
 
     def trouble(self) -> str:
         """Say why there are no new credentials; "" if there are."""
-        return "; ".join("no new credentials for %s: %s" % (role, credentials.trouble)
-                         for role, credentials in self.credentials.items() if credentials.trouble)
+        return "; ".join("no new credentials for %s: %s" % (role, credentials.error)
+                         for role, credentials in self.credentials.items() if credentials.error)
 
     def stop(self, patience: float = STOP_SECONDS) -> None:
         """Stop accepting, and end when what is in flight is done, or after some seconds."""
@@ -5128,6 +5419,24 @@ class Service:
             if not any(credentials.pending for credentials in self.credentials.values()):
                 break
             self.server.serve_once()
+
+    def _read(self, read_config):
+        """Read the configuration; note first how old it is: it may change at any moment."""
+        self._state.note_reading(changes_of(self._files))
+        return read_config()
+
+    def _finish_rotation(self):
+        """Say what has become of a rotation."""
+        self._is_rotating = False
+        served, trouble = self._served(), self.trouble()
+        roles = ["%s %s" % role for role in served["roles"].items()]
+        self.log.say("not rotated: %s" % trouble if trouble else "rotated: %s" % "; ".join(roles))
+        self._state.count("rotations", trouble, served)
+
+    def _served(self):
+        """Return what the state says of what is served now."""
+        roles = {role: credentials.in_words() for role, credentials in self.credentials.items()}
+        return {"roles": roles, **self.server.service.under_way()}
 
     def _text_at(self, path):
         """Return what is served at a path, once it is there."""
@@ -5174,10 +5483,11 @@ class Service:
             self.signer.start()
 
     def _look_around(self):
-        """Refresh, each second, what credentials are due; say that the loop turns."""
+        """Refresh, each second, what credentials are due; write what has changed to the state."""
         self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
+        self._state.update(self._served())
 
     def _announce(self):
         address, port = self.server.server_address[:2]
@@ -5230,7 +5540,8 @@ class Daemon:
         self._is_ready = False
         raise_file_limit()
         self.service = Service(
-            config_reader(options, environ), address_option(options), options.log, environ)
+            config_reader(options, environ), address_option(options), options.log, environ,
+            files=options.config)
 
     def run(self) -> None:
         """Serve until TERM or INT."""
@@ -5361,6 +5672,9 @@ class RunningService:
         self._service = service
         self._service.server.requests = collections.deque(maxlen=MAX_KEPT_REQUESTS)
         self._thread = threading.Thread(target=service.run, name="fake-metadata", daemon=True)
+
+    def start(self) -> None:
+        """Begin to serve. (Before that, who connects waits already.)"""
         self._thread.start()
 
     @property
@@ -5404,7 +5718,8 @@ class RunningService:
     def close(self) -> None:
         """End the service and its thread; whatever is in flight is cut off."""
         self._service.server.call_soon_threadsafe(functools.partial(self._service.stop, 0))
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _take_requests(self):
         taken = list(self._service.server.requests)
@@ -5448,13 +5763,14 @@ def serve(
     touched, and nothing is left behind. Raises ConfigError, and OSError if it cannot listen.
     """
     reader = functools.partial(load_config, [source_of(config)])
-    with serving(Service(reader, bind_address(bind), log, own_variables(), warn)) as running:
+    with opened(Service(reader, bind_address(bind), log, own_variables(), warn)) as running:
+        running.start()
         yield running
 
 
 @contextlib.contextmanager
-def serving(service: Service) -> Iterator[RunningService]:
-    """Run a service in a thread for as long as the block lasts."""
+def opened(service: Service) -> Iterator[RunningService]:
+    """Open the port of a service for as long as the block lasts, which has to start it."""
     try:
         service.open()
         running = RunningService(service)
@@ -5493,7 +5809,7 @@ class Command:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
                           own_variables(), warn)
-        with serving(service) as running:
+        with opened(service) as running:
             signal.signal(signal.SIGTERM, lambda number, frame: self._to_pass_on.append(number))
             signal.signal(signal.SIGHUP, lambda number, frame: running.reload())
             signal.signal(signal.SIGUSR1, lambda number, frame: running.rotate_soon())
@@ -5505,6 +5821,7 @@ class Command:
             except OSError as error:
                 warn("%s: %s" % (self._words[0], error.strerror))
                 return 127 if error.errno == errno.ENOENT else 126
+            running.start()  # not before: a process with threads is better not forked
             return self._wait(child)
 
     def _wait(self, child):
@@ -5546,6 +5863,9 @@ def make_parser() -> argparse.ArgumentParser:
                         help="print every path and value as they would be served")
     action.add_argument("--certificate", action="store_true",
                         help="print what the signatures of the identity document verify with")
+    action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
+                        help="of service fake-metadata: set SECTION.KEY (to standard input), unset "
+                             "SECTION.KEY, or show")
     parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
     return parser
 
@@ -5595,7 +5915,7 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
         parser.error("COMMAND is missing behind --")
     if options.address:
         parser.error("COMMAND has a free port of its own: leave out %s" % options.address)
-    if options.test_config or options.dump or options.certificate:
+    if options.test_config or options.dump or options.certificate or options.overlay:
         parser.error("either COMMAND or an option that prints something")
     return options
 
@@ -5610,6 +5930,8 @@ def run(options: argparse.Namespace, command: Optional[List[str]]) -> int:
         return print_dump(options)
     if options.certificate:
         return print_certificate(options)
+    if options.overlay:
+        return print_overlay(options)
     # Log and configuration are read before there are handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
     Daemon(options).run()
@@ -5638,6 +5960,26 @@ def check_config(options: argparse.Namespace) -> int:
     """Check everything that a start would check."""
     Service(config_reader(options), address_option(options), os.devnull).close()
     print("%s: configuration ok" % (", ".join(options.config) or "no file"))
+    return 0
+
+
+def print_overlay(options: argparse.Namespace) -> int:
+    """Show or change what is set until the next boot, and say what is different.
+
+    With RUNTIME_DIRECTORY in the environment `show` also says what is served.
+    """
+    path, verb, *names = options.overlay + [""]
+    if verb == "show":
+        lines = overlay_in_words(path, options.config)
+        state = read_state(os.environ.get("RUNTIME_DIRECTORY"))
+        if state["starts"]:
+            lines += state_in_words(state)
+    elif verb in ("set", "unset"):
+        text = read_text() if verb == "set" else ""
+        lines = [change_overlay(path, options.config, verb, names[0], text)]
+    else:
+        raise ConfigError("--overlay: write FILE set NAME, FILE unset NAME or FILE show")
+    write_out("".join(printable(line) + "\n" for line in lines))
     return 0
 
 

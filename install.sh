@@ -287,11 +287,14 @@ is_there() {
     [ -e "$1" ] || [ -L "$1" ]
 }
 
-# With the program that is about to come.
+# With the program that is about to come, and what is set until the next boot.
 check_config() {
     program=$(dirname "$0")/fake_metadata.py # beside preinst, too: dpkg unpacks that folder first
-    [ ! -r "$CONFIG" ] ||
-        complaint=$("$PYTHON" -I "$program" --config "$CONFIG" --test-config 2>&1) ||
+    set --
+    for file in "/run/$NAME/box.conf" "$CONFIG" "/run/$NAME/set.conf"; do
+        [ ! -r "$file" ] || set -- "$@" --config "$file"
+    done
+    complaint=$("$PYTHON" -I "$program" "$@" --test-config 2>&1) ||
         die "${complaint#"$NAME: "}: correct that first"
 }
 
@@ -1010,6 +1013,8 @@ check_configuration() {
     else
         problem "${complaint#"$NAME: "}" "correct that, then: service $NAME reload"
     fi
+    names=$("$INIT" overlay-names)
+    [ -z "$names" ] || good "set until the next boot (service $NAME show): $names"
 }
 
 check_registration() {

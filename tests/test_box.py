@@ -30,6 +30,8 @@ INTERFACES = "/etc/network/interfaces"
 LOG_DIR = "/mnt/logs/fake-metadata"
 LOG = LOG_DIR + "/server.log"
 RULES = "/etc/network/iptables.rules"
+OVERLAY = "/run/fake-metadata/set.conf"
+STATE = "/run/fake-metadata/private/state"
 META_DATA = "http://169.254.169.254/latest/meta-data/"
 AS_SERVICE = "setpriv --reuid=fake-metadata --regid=fake-metadata --clear-groups "
 AS_NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups "
@@ -189,8 +191,8 @@ def is_network_right(box):
 
 
 def without_log(lines):
-    """Return a difference without the lines about the log, which every request changes."""
-    return [line for line in lines if LOG not in line]
+    """Return a difference without log and state, which requests and starts change."""
+    return [line for line in lines if LOG not in line and STATE not in line]
 
 
 @contextlib.contextmanager
@@ -897,7 +899,7 @@ def readme_commands(title):
 
 def test_readme_about_the_box(box):
     """What the README says of the box works as it stands, in its order."""
-    scp, ssh, actions, *others = readme_commands("The box")
+    scp, ssh, actions, _, *others = readme_commands("The box")
     assert scp == "scp -r fake-metadata box:"  # as boxes are given the product here
     box.ok(ssh[len("ssh box "):])
     for action in re.search(r"[\w-]+(\|[\w-]+)+", actions).group().split("|"):
@@ -906,6 +908,19 @@ def test_readme_about_the_box(box):
     for command in others:
         box.ok(command)
     assert box.run("test -e /apps").code == 1
+
+
+def test_readme_about_now(box):
+    """What the README says of now, and until the next boot, works as it stands, in its order."""
+    box.ok(INSTALL)
+    before = credentials(box)
+    for command in readme_commands("Now, and until the next boot"):
+        box.ok(command, env={"SECRET": "a-secret"})
+        if "set events" in command:
+            assert "terminate" in fact(box, SPOT)
+    assert credentials(box) != before
+    box.ok(GET + "-H 'Authorization: a-secret' http://127.0.0.1:8000/creds")
+    assert box.run(GET + "http://127.0.0.1:8000/creds").code != 0
 
 
 def test_readme_about_packages(box):
@@ -1261,6 +1276,7 @@ def test_removed_package_is_no_error(installed):
     assert installed.run("sh /etc/init.d/fake-metadata start") == (0, "", "")
     assert installed.run("sh /etc/init.d/fake-metadata status").code == 3
     assert installed.run("sh /etc/init.d/fake-metadata check").code == 1
+    assert installed.run("sh /etc/init.d/fake-metadata set tags.Name x").code == 5
 
 
 @pytest.mark.parametrize("gone", ["fake_metadata.py", "settings"])
@@ -1296,7 +1312,7 @@ def test_reload_reads_the_configuration(installed):
     """What is written in the configuration is served after reload."""
     configure(installed, "[instance]\ninstance-type = m7g.large\n")
     installed.ok(SERVICE + "reload")
-    wait_for(lambda: fact(installed, "instance-type") == "m7g.large", 3, "the new configuration")
+    assert fact(installed, "instance-type") == "m7g.large"
 
 
 def test_environment_file(installed):
@@ -1639,6 +1655,243 @@ def test_process_source(installed):
     assert credentials(installed)["AccessKeyId"] == "ASIAIOSFODNN7EXAMPLE"
 
 
+# ---- until the next boot
+
+SPOT = "spot/instance-action"
+
+# Looks for a word in all that other processes show of themselves, until /run/watch.stop is there;
+# prints where it was.
+WATCH = r"""
+import glob, os, sys
+
+word = sys.stdin.read().encode()
+open("/run/watch.begun", "w").close()
+seen, looks = set(), 0
+while not os.path.exists("/run/watch.stop"):
+    looks += 1
+    for path in glob.glob("/proc/[0-9]*/cmdline") + glob.glob("/proc/[0-9]*/environ"):
+        try:
+            with open(path, "rb") as file:
+                content = file.read()
+        except OSError:
+            continue
+        if word in content:
+            seen.add(content)
+print(looks, seen)
+"""
+
+
+@pytest.fixture
+def unset(shared):
+    """A shared box on which nothing is set, before the test and after it."""
+    yield shared
+    shared.ok("rm -f %s && %s restart" % (OVERLAY, SERVICE))
+
+
+def test_set_and_unset(unset):
+    """What is set is served when set returns, what is unset no more; both say what is different."""
+    assert unset.ok(SERVICE + "set events.spot-interruption '+0s terminate'") == (
+        "fake-metadata: events.spot-interruption = +0s terminate "
+        "(until the next boot; was: nothing)\n")
+    assert '"action": "terminate"' in fact(unset, SPOT)
+    assert unset.ok(SERVICE + "unset events.spot-interruption") == (
+        "fake-metadata: events.spot-interruption = nothing "
+        "(as in the configuration; was: +0s terminate)\n")
+    assert unset.run(GET + META_DATA + SPOT).code != 0
+    assert unset.ok("stat -c '%U:%G %a' " + OVERLAY) == "root:fake-metadata 640\n"
+    assert unset.ok("ls /run/fake-metadata | grep set") == "set.conf\n"
+
+
+@pytest.mark.parametrize("command", [SERVICE, INIT])
+def test_set_a_named_section(unset, command):
+    """A section with a name, and a value with blanks, arrive by service and by the script."""
+    unset.ok(command + "set 'role Reporting.lifetime' 30m")
+    assert unset.ok(GET + "http://127.0.0.1:8000/v2/credentials/Reporting")
+    unset.ok(command + "set metadata.my/words 'more than one'")
+    assert fact(unset, "my/words") == "more than one"
+    unset.ok(command + "unset 'role Reporting.lifetime'")
+    assert unset.run(GET + "http://127.0.0.1:8000/v2/credentials/Reporting").code != 0
+
+
+def test_set_from_standard_input(unset):
+    """A value of several lines comes by standard input."""
+    unset.ok(SERVICE + "set metadata./latest/meta-data/certificate -", stdin="BEGIN\n a\nEND\n"
+             .replace(" ", ""))
+    assert fact(unset, "certificate") == "BEGIN\na\nEND"
+
+
+REFUSED = {
+    "bad value": ("set metadata-options.http-tokens maybe", 1, "[metadata-options] http-tokens"),
+    "unknown key": ("set events.spot '+0s terminate'", 1, "[events] spot"),
+    "unknown section": ("set event.spot '+0s terminate'", 1, "write SECTION.KEY"),
+    "no value": ("set tags.Name", 2, "usage"),
+    "no name": ("set", 2, "usage"),
+    "no section": ("set Name x", 2, "usage"),
+    "a value for unset": ("unset tags.Name x", 2, "usage"),
+    "not set": ("unset tags.Other", 1, "set until the next boot: tags.Name"),
+    "what cannot be with the rest": ("set credentials.source static", 1, "access-key-id"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_set_refused(unset, name):
+    """What is refused says why, and leaves everything as it was."""
+    command, code, words = REFUSED[name]
+    unset.ok(SERVICE + "set tags.Name x")
+    before = unset.ok("ls -l /run/fake-metadata %s; cat %s %s" % (OVERLAY, OVERLAY, STATE))
+    result = unset.run(SERVICE + command)
+    assert result.code == code and words in result.err and result.out == "", result
+    assert unset.ok("ls -l /run/fake-metadata %s; cat %s %s" % (OVERLAY, OVERLAY, STATE)) == before
+
+
+def test_set_that_the_service_does_not_take(unset):
+    """Where the service does not answer set fails after five seconds, and the old overlay stays."""
+    unset.ok(SERVICE + "set instance.instance-type m7g.large")
+    before = unset.read(OVERLAY)
+    unset.ok("kill -STOP $(%s)" % PID)
+    result = unset.run("timeout 8 %s set instance.instance-type c7g.large" % SERVICE)
+    unset.ok("kill -CONT $(%s)" % PID)
+    assert result.code == 1 and "5 s" in result.err, result
+    assert unset.read(OVERLAY) == before
+    unset.ok(SERVICE + "reload")
+    assert fact(unset, "instance-type") == "m7g.large"
+
+
+def test_secret_that_is_set(unset):
+    """A secret from standard input is seen neither by ps, in the log, nor in what is said."""
+    unset.ok("rm -f /run/watch.*; cat >/run/watch.word; python3 -c '%s' </run/watch.word "
+             ">/run/watch.out 2>&1 &" % WATCH.replace("'", "\""), stdin="ToPsEcReT")
+    wait_for(lambda: unset.run("test -e /run/watch.begun").code == 0, what="the watcher")
+    said = [unset.ok(SERVICE + "set container.authorization-token -", stdin="ToPsEcReT"),
+            unset.ok(SERVICE + "show"), unset.ok(SERVICE + "check"),
+            unset.ok(SERVICE + "unset container.authorization-token")]
+    unset.ok("touch /run/watch.stop")
+    wait_for(lambda: unset.run("test -s /run/watch.out").code == 0, what="the watcher's end")
+    assert re.match(r"\d+ set\(\)\n$", unset.read("/run/watch.out"))
+    assert "ToPsEcReT" not in "".join(said) + unset.read(LOG) + unset.read(STATE)
+    assert said[0].endswith("= (a secret) (until the next boot; was: nothing)\n")
+    unset.ok("rm /run/watch.*")
+
+
+def test_show(unset):
+    """show tells what is set, what the configuration has instead, and what is served."""
+    unset.ok(SERVICE + "set events.spot-interruption '+0s terminate'")
+    unset.ok(SERVICE + "set faults.outage '/latest/dynamic/* status 503'")
+    said = unset.ok(SERVICE + "show")
+    assert "events.spot-interruption = +0s terminate (in the configuration: nothing)" in said
+    assert "event spot-interruption has begun" in said and "fault outage strikes" in said
+    assert "role BaseIAMRole: ...%s, until " % credentials(unset)["AccessKeyId"][-4:] in said
+    unset.ok(SERVICE + "stop")
+    assert unset.ok(SERVICE + "show").startswith("fake-metadata: not running\nset until")
+
+
+def test_overlay_survives(unset):
+    """reload, restart, stop and start, and a rotation of the log keep what is set."""
+    unset.ok(SERVICE + "set instance.instance-type m7g.large")
+    said = ""
+    for action in ("reload", "restart", "stop", "start"):
+        said += unset.ok(SERVICE + action)
+    assert fact(unset, "instance-type") == "m7g.large"
+    assert unset.run(ROTATE) == (0, "", "")
+    assert log_has(unset, "after-rotation") and fact(unset, "instance-type") == "m7g.large"
+    said += unset.run("journalctl --no-pager -u fake-metadata").out
+    assert "whatever %s says: instance.instance-type\n" % CONFIG in said
+    assert "next boot (service fake-metadata show): instance.instance-type\n" in unset.ok(CHECK)
+
+
+def test_boot_ends_what_is_set(installed):
+    """After a boot the file counts again."""
+    before = fact(installed, "instance-type")
+    installed.ok(SERVICE + "set instance.instance-type m7g.large")
+    installed.reboot()
+    assert fact(installed, "instance-type") == before
+    assert "nothing is set" in installed.ok(SERVICE + "show")
+    assert '"starts": 1,' in installed.read(STATE)
+
+
+def test_set_while_stopped(unset):
+    """What is set or unset while the service is stopped is tested, and counts from its start on."""
+    unset.ok(SERVICE + "stop")
+    assert "next start" in unset.ok(SERVICE + "set instance.instance-type m7g.large")
+    assert unset.run(SERVICE + "set instance.instance-type none").code == 1
+    assert unset.run(PID).code == 1
+    unset.ok(SERVICE + "start")
+    assert fact(unset, "instance-type") == "m7g.large"
+    unset.ok(SERVICE + "stop && " + SERVICE + "unset instance.instance-type && "
+             + SERVICE + "start")
+    assert fact(unset, "instance-type") != "m7g.large"
+
+
+def test_five_sets_at_once(unset):
+    """Of five at once, beside reloads and HUPs of others, each is there when it returns."""
+    unset.write("/root/set.sh", "%s set metadata.my/$1 v$1 && %s %smy/$1\n" % (
+        INIT, GET, META_DATA))
+    unset.write("/root/hup.sh", "for i in $(seq 100); do kill -HUP $1; sleep 0.05; done\n")
+    unset.ok("sh /root/hup.sh $(%s) >/dev/null 2>&1 </dev/null &" % PID)
+    said = unset.ok("for i in 1 2 3 4 5; do sh /root/set.sh $i & done; %s reload; wait" % INIT)
+    assert sorted(re.findall(r"^v\d|v\d$", said, re.M)) == ["v1", "v2", "v3", "v4", "v5"], said
+    for number in range(1, 6):
+        assert fact(unset, "my/%d" % number) == "v%d" % number
+
+
+def test_rotate(unset):
+    """rotate returns when new credentials are served, and says which; stopped it exits 7."""
+    before = credentials(unset)["AccessKeyId"]
+    said = unset.ok(SERVICE + "rotate")
+    after = credentials(unset)["AccessKeyId"]
+    assert after != before
+    assert "fake-metadata: new credentials: BaseIAMRole: ...%s, until " % after[-4:] in said
+    assert re.search("rotated: .*BaseIAMRole ...%s," % after[-4:], unset.read(LOG))
+    unset.ok(SERVICE + "stop")
+    assert unset.run(SERVICE + "rotate").code == 7
+
+
+def test_rotate_that_fails(installed):
+    """rotate of a source that fails exits 1 with the reason."""
+    installed.ok("printf '[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\n"
+                 "aws_secret_access_key = x\n' >/etc/keys && chmod 644 /etc/keys")
+    configure(installed, "[credentials]\nsource = profile\nfile = /etc/keys\n")
+    installed.ok(SERVICE + "reload && " + SERVICE + "rotate && rm /etc/keys")
+    result = installed.run(SERVICE + "rotate")
+    assert result.code == 1 and "BaseIAMRole: no profile" in result.err, result
+
+
+def test_set_that_the_service_refuses(unset):
+    """What was tested well and is refused by the service all the same is set back."""
+    unset.ok("mkdir -p /srv/here && touch /srv/here/user-data")
+    unset.ok(SERVICE + "set instance.instance-type m7g.large")
+    before = unset.read(OVERLAY)
+    # There for the test, which works where it was called; not for the service.
+    result = unset.run(INIT + "set user-data.file /proc/self/cwd/user-data", cwd="/srv/here")
+    assert result.code == 1 and "[user-data] file: " in result.err, result
+    assert "No such file" in result.err and result.out == ""
+    assert unset.read(OVERLAY) == before
+    unset.ok(SERVICE + "reload && rm -r /srv/here")
+    assert fact(unset, "instance-type") == "m7g.large"
+
+
+@pytest.mark.parametrize("name", ["fifo", "link", "flood"])
+def test_state_of_a_service_that_was_broken_into(ready, name):
+    """Whatever the service's user puts in the state's place, root reads no other file by it."""
+    ready.ok(SERVICE + "stop; rm " + STATE)
+    ready.ok(AS_SERVICE + {
+        "fifo": "mkfifo " + STATE,
+        "link": "ln -s /etc/shadow " + STATE,
+        "flood": "ln -s /dev/zero " + STATE,
+    }[name])
+    for command in ("show", "set tags.Name x", "start", "show", "set tags.Name y", "rotate"):
+        result = ready.run("timeout 15 %s %s" % (INIT, command))
+        assert result.code == 0, (command, result)
+        assert "root:" not in result.out + result.err
+
+
+@pytest.mark.parametrize("command", ["set tags.Name x", "unset tags.Name", "show", "rotate"])
+def test_only_root_sets(unset, command):
+    """set, unset, show and rotate exit 4 for an ordinary user, and do nothing."""
+    assert unset.run(AS_NOBODY + SERVICE + command).code == 4
+    assert unset.ok("cat " + OVERLAY) == ""
+
+
 # ---- logs
 
 ROTATE = "logrotate -f /etc/logrotate.d/fake-metadata"
@@ -1915,6 +2168,23 @@ def test_supervised_actions(supervised):
                      ("status", 0)]
 
 
+def test_supervised_changes(supervised):
+    """set, unset, rotate and reload work under a supervisor, and wait for the service."""
+    box, _ = supervised
+    box.ok(INSTALL + " --supervise")
+    box.ok(SERVICE + "set instance.instance-type m7g.large")
+    assert fact(box, "instance-type") == "m7g.large"
+    box.ok(SERVICE + "restart")
+    assert fact(box, "instance-type") == "m7g.large"
+    before = credentials(box)
+    assert "BaseIAMRole" in box.ok(SERVICE + "rotate") and credentials(box) != before
+    configure(box, "[instance]\nami-id = ami-00000001\n")
+    box.ok(SERVICE + "unset instance.instance-type && " + SERVICE + "reload")
+    assert fact(box, "instance-type") == "t3.micro" and fact(box, "ami-id") == "ami-00000001"
+    configure(box, "[instance]\nbogus = 1\n")
+    assert "bogus" in box.run(SERVICE + "reload").err
+
+
 @pytest.mark.parametrize("command, status", [("supervise", "svstat"), ("runsv", "sv status")])
 def test_run_script(ready, command, status):
     """The run script alone, in a folder of one's own, works under supervise and under runsv."""
@@ -2032,7 +2302,8 @@ def test_no_trace(any_box):
 def test_no_trace_after_a_life(any_box):
     """The same after restarts, reloads, a rotation, a reboot and a second install."""
     before = any_box.snapshot()
-    any_box.ok(INSTALL + " && " + SERVICE + "restart && " + SERVICE + "reload && " + ROTATE)
+    any_box.ok(INSTALL + " && " + SERVICE + "restart && " + SERVICE + "reload && " +
+               SERVICE + "set tags.Name x && " + ROTATE)
     any_box.reboot()
     any_box.ok(INSTALL + " && " + SERVICE + "stop && " + SERVICE + "start")
     any_box.ok(PURGE)

@@ -24,11 +24,23 @@ def run(*arguments, **options):
     return done.returncode, done.stdout, done.stderr
 
 
-def start(*arguments, **options):
-    """Start the program; it runs in a session of its own, without a terminal."""
-    return subprocess.Popen([sys.executable, PROGRAM, *arguments], stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, universal_newlines=True,
-                            start_new_session=True, **options)
+@pytest.fixture
+def start():
+    """Start programs, start(ARGUMENT...), each in a session of its own, without a terminal."""
+    started = []
+
+    def start(*arguments):
+        started.append(subprocess.Popen(
+            [sys.executable, PROGRAM, *arguments], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, universal_newlines=True, start_new_session=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for pid in running_in(process.pid):
+            os.kill(int(pid), signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def running_in(session):
@@ -155,7 +167,7 @@ def test_signal_handling_is_not_inherited():
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "QUIT"])
-def test_signal_is_passed_on(name):
+def test_signal_is_passed_on(start, name):
     """A signal that only we are sent reaches COMMAND, once; we end after it."""
     command = "trap 'n=$((n + 1))' %s; echo up; while [ -z \"$n\" ]; do sleep 0.05; done; " \
               "sleep 0.2; exit $((n + 10))" % name
@@ -165,7 +177,6 @@ def test_signal_is_passed_on(name):
     process.send_signal(getattr(signal, "SIG" + name))
 
     assert process.wait(10) == 11
-    process.stdout.close()
 
 
 def test_usr1_rotates_and_hup_reloads(tmp_path):
@@ -202,7 +213,7 @@ print("reloaded", flush=True)
 @pytest.mark.parametrize("kill", [
     lambda process: os.killpg(process.pid, signal.SIGKILL),
     lambda process: process.kill()], ids=["group", "process"])
-def test_killed(kill):
+def test_killed(start, kill):
     """After SIGKILL nothing of ours runs on, and the port is closed."""
     process = start("--", "sh", "-c", "echo $FAKE_METADATA_URL; exec sleep 60")
     port = int(re.search(r":(\d+)/", process.stdout.readline()).group(1))
@@ -216,19 +227,15 @@ def test_killed(kill):
     mine = [pid for pid in running_in(process.pid)
             if PROGRAM in open("/proc/%s/cmdline" % pid).read()]
     assert mine == []
-    for pid in running_in(process.pid):
-        os.kill(int(pid), signal.SIGKILL)
-    process.stdout.close()
 
 
-def test_killed_command():
+def test_killed_command(start):
     """When COMMAND is killed we end, and nothing is left."""
     process = start("--", "sh", "-c", "echo $$; exec sleep 60")
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
 
     assert process.wait(10) == 137
     assert running_in(process.pid) == []
-    process.stdout.close()
 
 
 # On a terminal.
