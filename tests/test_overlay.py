@@ -240,10 +240,15 @@ def test_overlay_that_is_not_there(tmp_path):
 @pytest.fixture
 def watched(serve, tmp_path):
     """Start a service with a state, and return it with a function that reads its state."""
-    def start(config, **options):
+    def state():
+        return read_state(str(tmp_path / "run"))
+
+    def start(config, writes=True):
         (tmp_path / "run").mkdir(exist_ok=True)
-        service = serve(config, env={"RUNTIME_DIRECTORY": str(tmp_path / "run")}, **options)
-        return service, lambda: read_state(str(tmp_path / "run"))
+        before = state()["starts"]
+        service = serve(config, env={"RUNTIME_DIRECTORY": str(tmp_path / "run")})
+        wait_for(lambda: not writes or state()["starts"] != before, what="the state")
+        return service, state
     return start
 
 
@@ -369,7 +374,7 @@ def test_something_else_in_its_place(watched, tmp_path, name):
     """Whatever stands in the state's place, the service starts, serves and reloads."""
     (tmp_path / "run").mkdir()
     HARM[name](tmp_path / "run" / "state")
-    service, _ = watched("")
+    service, _ = watched("", writes=False)
     service.reload("[instance]\ninstance-type = m7g.large\n")
     assert service.get("/latest/meta-data/instance-type")[2] == "m7g.large"
 
