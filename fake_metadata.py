@@ -104,8 +104,6 @@ OWN_HOSTS = ("localhost", "host.docker.internal", "host.containers.internal")
 
 IDENTITY_DOCUMENT = "/latest/dynamic/instance-identity/document"
 
-EMPTY_VALUE = '""'  # in [metadata]: a path that is there, and empty
-
 # Every instance has this role, with an instance profile or without one.
 IDENTITY_ROLE = "aws:ec2-instance"
 
@@ -472,7 +470,8 @@ MEMBERS = {
     "{served_role}": "served_roles",
 }
 
-# Below these, directories list what is in them; elsewhere a directory is a row of ROUTES, or 404.
+# Below these, and around the user's own paths, directories list what is in them; elsewhere a
+# directory is a row of ROUTES, or 404.
 LISTED_ROOTS = ("/latest/meta-data/", "/latest/dynamic/")
 
 # Rows of ROUTES that are directories: these may have others below them.
@@ -492,11 +491,13 @@ def build_tree(i: Instance) -> Dict[str, ServedDocument]:
             add_row(documents, path, value, member)
     for path, (role, make_document) in i.role_paths.items():
         documents[path] = make_document(member_of(i, Instance(served_role=role)))
+    check_own(i.own, i.role_paths)
     for path, text in i.own.items():
         add_own(documents, path, text, i.now)
     check_nesting(documents, i.role_paths)
     tree = {}
-    for path, names in directories_of(documents).items():
+    listed = [path for path in documents if path.startswith(LISTED_ROOTS) or path in i.own]
+    for path, names in directories_of(listed).items():
         tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
     tree.update(documents)
     return tree
@@ -546,10 +547,10 @@ class Facts(dict):
 
 
 def own_path(key: str) -> str:
-    """Expand a key of [metadata] to a path: a relative key is below /latest/meta-data/."""
-    if key.startswith("/latest/"):
-        return key.rstrip("/")
-    return "/latest/meta-data/" + key.strip("/")
+    """Expand a key of [metadata] to a path: one without a leading slash is below meta-data/."""
+    if not key.startswith("/"):
+        key = "/latest/meta-data/" + key
+    return canonical_path(key)
 
 
 def add_own(documents: dict, path: str, text: str, now: float) -> None:
@@ -567,9 +568,29 @@ def own_text(text: str, now: float) -> str:
 
     LastUpdated moves in it, as it does in the document that it replaces.
     """
-    if text == EMPTY_VALUE:
-        return ""
-    return re.sub('("LastUpdated" ?: ?)"[^"]*"', r'\1"%s"' % utc(now), text)
+    return re.sub('("LastUpdated" ?: ?)"[^"]*"', r'\1"%s"' % utc(now), unquoted(text))
+
+
+def unquoted(text: str) -> str:
+    """Return what a JSON string stands for; any other text as it is.
+
+    "" is a value that is there, and empty; "two\\n  lines" has what an INI file would lose.
+    """
+    try:
+        value = json.loads(text) if text.startswith('"') else text
+        value.encode()  # not a half of a surrogate pair
+        return value
+    except ValueError:
+        return text
+
+
+def check_own(own: dict, role_paths: dict) -> None:
+    """Refuse a value of one's own where the credentials of a role are served."""
+    for path, text in own.items():
+        if text and path in role_paths:
+            raise ConfigError(
+                "%s is where the credentials of [role %s] are served" % (
+                    short_path(path), role_paths[path][0]), "metadata", short_path(path))
 
 
 def check_nesting(documents: dict, role_paths: dict) -> None:
@@ -598,7 +619,7 @@ def directories_of(paths: Iterable[str]) -> Dict[str, Set[str]]:
     directories = collections.defaultdict(set)
     for path in paths:
         slash = ""
-        while path.startswith(LISTED_ROOTS):
+        while path.count("/") > 1:  # up to, but not including, the root, which is a row
             path, _, name = path.rpartition("/")
             directories[path].add(name + slash)
             slash = "/"
@@ -2708,11 +2729,13 @@ def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
 
 def read_user_data(settings: dict) -> Optional[bytes]:
     """Return the user data; None if there is none. Raises ConfigError."""
-    if settings["file"] and settings["text"]:
-        raise ConfigError("there is a file already; only one of them", "user-data", "text")
-    key, data = "text", settings["text"].encode()
-    if settings["file"]:
-        key = "file"
+    given = [key for key in ("file", "text", "base64") if settings[key]]
+    if len(given) > 1:
+        raise ConfigError("there is a %s already; only one of file, text, base64" % given[0],
+                          "user-data", given[1])
+    key = "".join(given)
+    data = settings["base64"] or settings["text"].encode()
+    if key == "file":
         try:
             data = read_file(settings["file"], MAX_USER_DATA + 1)
         except OSError as error:
@@ -4349,6 +4372,38 @@ def one_path(text: str) -> str:
     return canonical_path(text)
 
 
+def metadata_key(text: str) -> str:
+    """Take a key of [metadata], and return its path."""
+    if not METADATA_PATH.fullmatch(text):
+        raise ValueError("write a path below meta-data/, such as placement/host-id, or a whole one "
+                         "with a slash in front: /latest/dynamic/x")
+    if text.partition("/")[0] in (*VERSIONS, "meta-data", "dynamic"):
+        raise ValueError("would be below meta-data/; write a whole path with a slash in front, as "
+                         "in /latest/dynamic/x")
+    path = own_path(text)
+    if path in ("/", "/latest"):
+        raise ValueError("is a listing that stays as it is; write a path below it")
+    if path == TOKEN_PATH or CONTAINER_PATH.fullmatch(path):
+        raise ValueError("session tokens and container credentials are served there; "
+                         "write another path")
+    return path
+
+
+def tag_key(text: str) -> str:
+    """Take the key of a tag."""
+    if not TAG_KEY.fullmatch(text):
+        raise ValueError("a tag has letters, digits and +-=.,_:@#")
+    return text
+
+
+def base64_bytes(text: str) -> bytes:
+    """Decode base64, of any number of lines."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise ValueError("not base64; write what `base64 FILE` prints, further lines indented")
+
+
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -4643,6 +4698,7 @@ SETTINGS = {
     "user-data": {
         "file": (one_line, ""),
         "text": (str, ""),
+        "base64": (base64_bytes, b""),
     },
     "events": {
         "spot-interruption": (spot_interruption, ""),
@@ -4656,12 +4712,8 @@ SETTINGS = {
 TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@#-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
-# Section with any key -> what its keys must match, and how to say so.
-KEY_FORMS = {
-    "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@#"),
-    "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id, "
-                                "or a whole one that begins with /latest/"),
-}
+# Section with any key -> the parser of its keys.
+KEY_PARSERS = {"tags": tag_key, "metadata": metadata_key}
 
 # Keys of [instance] that an environment variable overrides.
 VARIABLES = {
@@ -4946,10 +4998,10 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
         return known[key]
     if "*" not in known:
         raise ConfigError(unknown_key(section, key, text, known), section, shown_key(key))
-    if section in KEY_FORMS:
-        form, hint = KEY_FORMS[section]
-        if not form.fullmatch(key):
-            raise ConfigError(hint, section, shown_key(key))
+    try:
+        KEY_PARSERS.get(section, str)(key)
+    except ValueError as error:
+        raise ConfigError(str(error), section, shown_key(key))
     return known["*"]
 
 
