@@ -771,7 +771,7 @@ WHOLE = ("[metadata]\n/v4/0123/task = {}\n/openstack/latest/meta_data.json = {1}
     ("/latest/meta-data/openstack", None), ("/v2", None), ("/v2/credentials", None),
     ("/role", None),
 ])
-def test_whole_path(make_metadata, path, expected):
+def test_whole_paths(make_metadata, path, expected):
     """A path with a slash in front is one from the root; its directories are listed."""
     assert value(make_metadata(WHOLE), path) == expected
 
