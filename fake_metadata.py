@@ -104,8 +104,6 @@ OWN_HOSTS = ("localhost", "host.docker.internal", "host.containers.internal")
 
 IDENTITY_DOCUMENT = "/latest/dynamic/instance-identity/document"
 
-EMPTY_VALUE = '""'  # in [metadata]: a path that is there, and empty
-
 # Every instance has this role, with an instance profile or without one.
 IDENTITY_ROLE = "aws:ec2-instance"
 
@@ -172,6 +170,14 @@ MAX_MISTAKES = 20  # that are told at once
 
 # In a test.
 MAX_KEPT_REQUESTS = 10000
+
+# Capture of another metadata service.
+CAPTURE_SECONDS = 120  # for all of it
+ANSWER_SECONDS = 5  # for a connection, and between two pieces of an answer
+MAX_ANSWER_BYTES = 1048576
+MAX_CAPTURED_BYTES = 8388608  # of all answers
+MAX_CAPTURED_PATHS = 10000
+MAX_DEPTH = 16  # slashes in a path
 
 # Process.
 STATE_FILE = "state"  # in the runtime directory
@@ -474,7 +480,8 @@ MEMBERS = {
     "{served_role}": "served_roles",
 }
 
-# Below these, directories list what is in them; elsewhere a directory is a row of ROUTES, or 404.
+# Below these, and around the user's own paths, directories list what is in them; elsewhere a
+# directory is a row of ROUTES, or 404.
 LISTED_ROOTS = ("/latest/meta-data/", "/latest/dynamic/")
 
 # Rows of ROUTES that are directories: these may have others below them.
@@ -494,11 +501,13 @@ def build_tree(i: Instance) -> Dict[str, ServedDocument]:
             add_row(documents, path, value, member)
     for path, (role, make_document) in i.role_paths.items():
         documents[path] = make_document(member_of(i, Instance(served_role=role)))
+    check_own(i.own, i.role_paths)
     for path, text in i.own.items():
         add_own(documents, path, text, i.now)
     check_nesting(documents, i.role_paths)
     tree = {}
-    for path, names in directories_of(documents).items():
+    listed = [path for path in documents if path.startswith(LISTED_ROOTS) or path in i.own]
+    for path, names in directories_of(listed).items():
         tree[path] = Listing("\n".join(sorted(names)), modified=i.now)
     tree.update(documents)
     return tree
@@ -548,10 +557,10 @@ class Facts(dict):
 
 
 def own_path(key: str) -> str:
-    """Expand a key of [metadata] to a path: a relative key is below /latest/meta-data/."""
-    if key.startswith("/latest/"):
-        return key.rstrip("/")
-    return "/latest/meta-data/" + key.strip("/")
+    """Expand a key of [metadata] to a path: one without a leading slash is below meta-data/."""
+    if not key.startswith("/"):
+        key = "/latest/meta-data/" + key
+    return canonical_path(key)
 
 
 def add_own(documents: dict, path: str, text: str, now: float) -> None:
@@ -569,9 +578,34 @@ def own_text(text: str, now: float) -> str:
 
     LastUpdated moves in it, as it does in the document that it replaces.
     """
-    if text == EMPTY_VALUE:
-        return ""
+    return with_last_updated(unquoted(text), now)
+
+
+def with_last_updated(text: str, now: float) -> str:
+    """Put a time into LastUpdated, where a document has that."""
     return re.sub('("LastUpdated" ?: ?)"[^"]*"', r'\1"%s"' % utc(now), text)
+
+
+def unquoted(text: str) -> str:
+    """Return what a JSON string stands for; any other text as it is.
+
+    "" is a value that is there, and empty; "two\\n  lines" has what an INI file would lose.
+    """
+    try:
+        value = json.loads(text) if text.startswith('"') else text
+        value.encode()  # not a half of a surrogate pair
+        return value
+    except ValueError:
+        return text
+
+
+def check_own(own: dict, role_paths: dict) -> None:
+    """Refuse a value of one's own where the credentials of a role are served."""
+    for path, text in own.items():
+        if text and path in role_paths:
+            raise ConfigError(
+                "%s is where the credentials of [role %s] are served" % (
+                    short_path(path), role_paths[path][0]), "metadata", short_path(path))
 
 
 def check_nesting(documents: dict, role_paths: dict) -> None:
@@ -600,7 +634,7 @@ def directories_of(paths: Iterable[str]) -> Dict[str, Set[str]]:
     directories = collections.defaultdict(set)
     for path in paths:
         slash = ""
-        while path.startswith(LISTED_ROOTS):
+        while path.count("/") > 1:  # up to, but not including, the root, which is a row
             path, _, name = path.rpartition("/")
             directories[path].add(name + slash)
             slash = "/"
@@ -2737,11 +2771,13 @@ def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
 
 def read_user_data(settings: dict) -> Optional[bytes]:
     """Return the user data; None if there is none. Raises ConfigError."""
-    if settings["file"] and settings["text"]:
-        raise ConfigError("there is a file already; only one of them", "user-data", "text")
-    key, data = "text", settings["text"].encode()
-    if settings["file"]:
-        key = "file"
+    given = [key for key in ("file", "text", "base64") if settings[key]]
+    if len(given) > 1:
+        raise ConfigError("there is a %s already; only one of file, text, base64" % given[0],
+                          "user-data", given[1])
+    key = "".join(given)
+    data = settings["base64"] or settings["text"].encode()
+    if key == "file":
         try:
             data = read_file(settings["file"], MAX_USER_DATA + 1)
         except OSError as error:
@@ -4378,6 +4414,38 @@ def one_path(text: str) -> str:
     return canonical_path(text)
 
 
+def metadata_key(text: str) -> str:
+    """Take a key of [metadata], and return its path."""
+    if not METADATA_PATH.fullmatch(text):
+        raise ValueError("write a path below meta-data/, such as placement/host-id, or a whole one "
+                         "with a slash in front: /latest/dynamic/x")
+    if text.partition("/")[0] in (*VERSIONS, "meta-data", "dynamic"):
+        raise ValueError("would be below meta-data/; write a whole path with a slash in front, as "
+                         "in /latest/dynamic/x")
+    path = own_path(text)
+    if path in ("/", "/latest"):
+        raise ValueError("is a listing that stays as it is; write a path below it")
+    if path == TOKEN_PATH or CONTAINER_PATH.fullmatch(path):
+        raise ValueError("session tokens and container credentials are served there; "
+                         "write another path")
+    return path
+
+
+def tag_key(text: str) -> str:
+    """Take the key of a tag."""
+    if not TAG_KEY.fullmatch(text):
+        raise ValueError("a tag has letters, digits and +-=.,_:@#")
+    return text
+
+
+def base64_bytes(text: str) -> bytes:
+    """Decode base64, of any number of lines."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise ValueError("not base64; write what `base64 FILE` prints, further lines indented")
+
+
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -4672,6 +4740,7 @@ SETTINGS = {
     "user-data": {
         "file": (one_line, ""),
         "text": (str, ""),
+        "base64": (base64_bytes, b""),
     },
     "events": {
         "spot-interruption": (spot_interruption, ""),
@@ -4685,12 +4754,8 @@ SETTINGS = {
 TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@#-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
-# Section with any key -> what its keys must match, and how to say so.
-KEY_FORMS = {
-    "tags": (TAG_KEY, "a tag has letters, digits and +-=.,_:@#"),
-    "metadata": (METADATA_PATH, "write a path below meta-data/, such as placement/host-id, "
-                                "or a whole one that begins with /latest/"),
-}
+# Section with any key -> the parser of its keys.
+KEY_PARSERS = {"tags": tag_key, "metadata": metadata_key}
 
 # Keys of [instance] that an environment variable overrides.
 VARIABLES = {
@@ -4975,10 +5040,10 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
         return known[key]
     if "*" not in known:
         raise ConfigError(unknown_key(section, key, text, known), section, shown_key(key))
-    if section in KEY_FORMS:
-        form, hint = KEY_FORMS[section]
-        if not form.fullmatch(key):
-            raise ConfigError(hint, section, shown_key(key))
+    try:
+        KEY_PARSERS.get(section, str)(key)
+    except ValueError as error:
+        raise ConfigError(str(error), section, shown_key(key))
     return known["*"]
 
 
@@ -5837,6 +5902,689 @@ class Command:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
+# ---------------------------------------------------------------- capture ---------------------
+#
+# --capture: what another metadata service serves, as the configuration of this one. Its directories
+# are read from the top (MetadataClient, Crawler), turned into facts where there are keys for them,
+# and compared with what these facts make here; what differs is written into [metadata].
+#
+# Nothing that the other service says is trusted: it is bounded, and a text stays inside its value.
+# Credentials are never asked for: their place is enough.
+
+META_DATA = "/latest/meta-data/"
+PUBLIC_KEYS = META_DATA + "public-keys"
+INTERFACES = META_DATA + "network/interfaces/macs/"
+SIGNATURES_OF_DOCUMENT = tuple(
+    "/latest/dynamic/instance-identity/" + form
+    for form in ("dsa2048", "pkcs7", "rsa2048", "signature"))
+# The names that a metadata service lists below meta-data/, by which it is known.
+KNOWN_NAMES = {path[len(META_DATA):].partition("/")[0]
+               for path in ROUTES if path.startswith(META_DATA)}
+CREDENTIALS_DIRECTORY = re.compile("/security-credentials(-extended)?/")
+SECRET_TEXT = re.compile("SecretAccessKey|aws_secret_access_key|PRIVATE KEY-----", re.IGNORECASE)
+
+# A name in a listing; AEMM lists whole paths. No "%" and "?", which would change the request.
+LISTED_NAME = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))([^/%?]+/)*[^/%?]+/?")
+
+# Key of [instance] -> the path below meta-data/ that has it.
+INSTANCE_PATHS = {
+    "instance-id": "instance-id",
+    "instance-type": "instance-type",
+    "instance-life-cycle": "instance-life-cycle",
+    "system": "system",
+    "ami-id": "ami-id",
+    "reservation-id": "reservation-id",
+    "availability-zone": "placement/availability-zone",
+    "availability-zone-id": "placement/availability-zone-id",
+    "kernel-id": "kernel-id",
+    "ramdisk-id": "ramdisk-id",
+    "product-codes": "product-codes",
+    "root-device": "block-device-mapping/root",
+}
+
+# Key of [instance] -> the field of the identity document that has it.
+DOCUMENT_FIELDS = {
+    "account-id": "accountId",
+    "architecture": "architecture",
+    "launch-time": "pendingTime",
+    "billing-products": "billingProducts",
+}
+
+# Key of an interface -> the name below its MAC, where that is another; and below meta-data/, for a
+# service that has no network/interfaces.
+INTERFACE_NAMES = {"local-ipv4": "local-ipv4s", "public-ipv4": "public-ipv4s", "ipv6": "ipv6s"}
+NAMES_WITHOUT_INTERFACES = (
+    "mac", "local-ipv4", "local-hostname", "public-ipv4", "public-hostname", "ipv6",
+    "security-groups")
+
+# What is listed one a line, and written with commas.
+LISTS = (
+    "product-codes", "billing-products", "local-ipv4", "public-ipv4", "ipv6", "security-groups",
+    "security-group-ids", "subnet-ipv6-cidr-blocks", "vpc-ipv4-cidr-blocks",
+    "vpc-ipv6-cidr-blocks", "ipv4-prefix", "ipv6-prefix")
+
+# Facts that an instance may lack, though another one would make us derive them.
+OMISSIBLE = (
+    "local-ipv4", "local-hostname", "public-ipv4", "public-hostname", "subnet-ipv4-cidr-block",
+    "subnet-ipv6-cidr-blocks", "vpc-ipv4-cidr-blocks", "vpc-ipv6-cidr-blocks")
+
+# Facts that are left out where the others make the same: an edit of those has its full effect.
+DERIVED = (
+    "availability-zone-id", "architecture", "local-hostname", "public-hostname",
+    "instance-profile")
+
+Sections = Dict[str, Dict[str, str]]  # section -> key -> text, of a configuration in the making
+
+
+class CaptureError(Exception):
+    """A metadata service cannot be captured: why, in one line."""
+
+
+def print_capture(options: argparse.Namespace) -> int:
+    """Print the configuration that makes the instance of another metadata service."""
+    def give_up(number, frame):
+        raise CaptureError("%s took over %d seconds" % (client.url, CAPTURE_SECONDS))
+
+    try:
+        client = MetadataClient(options.capture)
+        signal.signal(signal.SIGALRM, give_up)
+        signal.setitimer(signal.ITIMER_REAL, CAPTURE_SECONDS)
+        text, notes = capture(client, time.time())
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except CaptureError as error:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        warn(str(error))
+        return 1
+    for note in notes:
+        warn("# " + note)
+    write_out(text)
+    return 0
+
+
+def capture(client: MetadataClient, now: float) -> Tuple[str, List[str]]:
+    """Return the configuration that makes the instance of a metadata service, and what it lacks.
+
+    Raises CaptureError.
+    """
+    client.open_session()
+    crawler = Crawler(client)
+    crawler.crawl()
+    found = crawler.documents
+    sections = facts_in(found, int(now))
+    drop_what_is_refused(sections, now)
+    leave_out_what_follows(sections, now)
+    add_differences(sections, found, now)
+    drop_what_is_refused(sections, now)
+    heading = "# The instance of %s, captured at %s by fake-metadata %s.\n" % (
+        client.url, utc(now), VERSION)
+    heading += "# No credentials are in it, but user data and values of its own as they were.\n\n"
+    return heading + ini_text(sections), crawler.notes + differences(sections, found, now)
+
+
+class MetadataClient:
+    """A client of another metadata service: IMDSv2 where it gives session tokens, else IMDSv1.
+
+    It asks no proxy, follows no redirect, and reads so much and no more. Raises CaptureError.
+    """
+
+    def __init__(self, url: str):
+        parts, port = split_url(url)
+        self._connection_class = http.client.HTTPConnection
+        if parts.scheme == "https":
+            self._connection_class = http.client.HTTPSConnection
+        self._host, self._port = parts.hostname, port or self._connection_class.default_port
+        # Without a user and a password.
+        self.url = "%s://%s/" % (parts.scheme, parts.netloc.rpartition("@")[2])
+        self._headers = {"User-Agent": "fake-metadata/" + VERSION, "Connection": "close"}
+        self._room = MAX_CAPTURED_BYTES
+
+    def open_session(self) -> None:
+        """Get a session token, if the service gives any."""
+        try:
+            status, body = self._request("PUT", TOKEN_PATH, {TTL_HEADER: str(CAPTURE_SECONDS)})
+        except socket.timeout:  # its hop limit may be too low for this client
+            return
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CaptureError("nothing answers at %s: %s" % (self.url, reason_of(error)))
+        if status == 200 and re.fullmatch(rb"[!-~]{1,1024}", body.strip()):
+            self._headers[TOKEN_HEADER] = body.strip().decode()
+
+    def get(self, path: str) -> Optional[bytes]:
+        """Return what is at a path; None if there is nothing, or a redirect."""
+        try:
+            status, body = self._request("GET", urllib.parse.quote(path, "/!$&'()*+,;=:@~"))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CaptureError("%s: no answer for %s: %s" % (self.url, path, reason_of(error)))
+        if status == 200:
+            return body
+        if status == 404 or 300 <= status < 400:
+            return None
+        why = ""
+        if status == 401 and TOKEN_HEADER not in self._headers:
+            why = ": it wants a session token, and gave none"
+        raise CaptureError("%s answers %d for %s%s" % (self.url, status, path, why))
+
+    def _request(self, method, path, headers=()):
+        connection = self._connection_class(self._host, self._port, timeout=ANSWER_SECONDS)
+        try:
+            connection.request(method, path, headers={**self._headers, **dict(headers)})
+            answer = connection.getresponse()
+            if answer.status != 200:
+                return answer.status, b""
+            limit = min(MAX_ANSWER_BYTES, self._room)
+            body = answer.read(limit + 1)
+            if len(body) > limit:
+                raise CaptureError("%s: too much to read at %s" % (self.url, path))
+            if answer.length:
+                raise ConnectionAbortedError("it ends in the middle")
+            self._room -= len(body)
+            return answer.status, body
+        finally:
+            connection.close()
+
+
+def split_url(url: str) -> Tuple[urllib.parse.SplitResult, Optional[int]]:
+    """Return the parts and the port of the address of a service. Raises CaptureError."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and re.fullmatch("[!-~]+", url)
+        has_path = (parts.path + parts.query + parts.fragment).strip("/")
+        if is_address and not has_path and re.fullmatch(r"[\w.:%-]+", parts.hostname or ""):
+            return parts, parts.port
+    except ValueError:
+        pass
+    raise CaptureError("not the address of a metadata service; write http://169.254.169.254/")
+
+
+def reason_of(error: Exception) -> str:
+    """Say what is wrong with a connection; not in the words of the other side."""
+    if isinstance(error, socket.timeout):
+        return "no answer within %d seconds" % ANSWER_SECONDS
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, http.client.IncompleteRead) or isinstance(error, ConnectionError):
+        return "the connection was lost"
+    return "that is not HTTP"
+
+
+class Crawler:
+    """Walks through a metadata service.
+
+    `documents` is what it finds: {path: bytes}, with None for credentials and signatures, which are
+    others here; `notes` tell what it cannot take.
+    """
+
+    def __init__(self, client: MetadataClient):
+        self.documents = {}
+        self.notes = []
+        self._client = client
+        self._asked = set()
+        self._tells_directories = True
+
+    def crawl(self) -> None:
+        """Read the whole tree. Raises CaptureError."""
+        names = self._listing(META_DATA[:-1])
+        if KNOWN_NAMES.isdisjoint(name.partition("/")[0] for name in names):
+            raise CaptureError("no metadata service at %s: it lists nothing of one at %s" % (
+                self._client.url, META_DATA))
+        self._tells_directories = any("/" in name for name in names)
+        self._take_names(META_DATA[:-1], names)
+        self._take_entry(META_DATA + "iam", "security-credentials/")  # moto lists only iam
+        self._take_directory("/latest/dynamic")
+        self._leave_out_what_is_a_directory()
+        self._take_user_data()
+
+    def _take_directory(self, path):
+        """Take all that is below a directory."""
+        self._take_names(path, self._listing(path))
+
+    def _take_names(self, path, names):
+        if path.count("/") > MAX_DEPTH:
+            raise CaptureError("%s: directories without an end at %s" % (self._client.url, path))
+        if path == PUBLIC_KEYS and names:
+            self.documents[path] = "\n".join(names).encode()
+            names = [name.partition("=")[0] + "/" for name in names]
+        listed = set(names)
+        for name in names:
+            if name + "/" not in listed:  # a directory that is listed as a file as well
+                self._take_entry(path, name)
+
+    def _take_entry(self, directory, name):
+        path = directory + "/" + name.rstrip("/")
+        if path in self._asked:
+            return
+        self._asked.add(path)
+        if len(self._asked) > MAX_CAPTURED_PATHS:
+            raise CaptureError("%s: over %d paths" % (self._client.url, MAX_CAPTURED_PATHS))
+        if not LISTED_NAME.fullmatch(name):
+            self._note(path, "is no name of a path")
+        elif name.endswith("/"):
+            self._take_directory(path)
+        elif CREDENTIALS_DIRECTORY.search(path) or path in SIGNATURES_OF_DOCUMENT:
+            self.documents[path] = None
+        else:
+            self._take_value(path)
+
+    def _take_value(self, path):
+        """Take what is at a path that is listed without a slash; a directory after all, maybe."""
+        body = self._client.get(path)
+        if body is None:
+            self._take_directory(path)
+        elif self._is_listing(path, body):
+            self._take_names(path, names_in(body))
+        else:
+            self._take_text(path, body)
+
+    def _take_text(self, path, body):
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:
+            self._note(path, "is not text")
+            return
+        if not SECRET_TEXT.search(text):
+            self.documents[path] = body
+        elif field_of(json_value(text), "AccessKeyId"):
+            self.documents[path] = None
+        else:
+            self._note(path, "has a secret in it")
+
+    def _take_user_data(self):
+        content = self._client.get("/latest/user-data")
+        if content is not None:
+            self.documents["/latest/user-data"] = content
+
+    def _listing(self, path):
+        """Return the names in a directory; none if it is not there."""
+        body = self._client.get(path + "/")
+        if body is None:
+            body = self._client.get(path)
+        return names_in(body or b"")
+
+    def _is_listing(self, path, body):
+        """Tell whether a value is a listing, where directories are not told by a slash."""
+        if self._tells_directories:
+            return False
+        names = names_in(body)
+        are_names = names and all(map(LISTED_NAME.fullmatch, names))
+        return are_names and self._client.get(path + "/" + names[0]) is not None
+
+    def _leave_out_what_is_a_directory(self):
+        """Let a directory win over a value at the same path."""
+        for path in list(self.documents):
+            for parent in parents_of(path):
+                if parent != PUBLIC_KEYS:
+                    self.documents.pop(parent, None)
+
+    def _note(self, path, words):
+        self.notes.append("%s %s: left out" % (escaped(path, MAX_LOGGED_LINE), words))
+
+
+def parents_of(path: str) -> List[str]:
+    """List the directories above a path."""
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(2, len(parts))]
+
+
+def names_in(body: bytes) -> List[str]:
+    """Return the names in a listing."""
+    return [name for name in body.decode("utf-8", "replace").split("\n") if name]
+
+
+def json_value(text: str) -> Any:
+    """Return the value of a JSON document; None if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def facts_in(found: Dict[str, Optional[bytes]], now: int) -> Sections:
+    """Return the facts of an instance for which the configuration has keys."""
+    content = found.get("/latest/user-data")
+    texts = {path: body.decode() for path, body in found.items()
+             if body is not None and path != "/latest/user-data"}
+    sections = {"instance": {}}
+    add_instance(sections, texts)
+    add_interfaces(sections, texts)
+    add_credentials(sections, found)
+    add_tags(sections, texts)
+    add_user_data(sections, content)
+    add_events(sections, texts, now)
+    return sections
+
+
+def add_setting(sections: Sections, section: str, key: str, text: str) -> None:
+    """Add a key, if the configuration takes it with this text."""
+    with contextlib.suppress(ConfigError):
+        checked_value(section, key, text, SETTINGS[kind_of(section)])
+        if ini_value(text) is not None and ini_key(key):
+            sections.setdefault(section, {})[key] = text
+
+
+def add_fact(sections: Sections, section: str, key: str, texts: dict, path: str) -> None:
+    """Add the fact that is served at a path, if it is."""
+    if path in texts:
+        text = texts[path]
+        if key in LISTS:
+            text = comma_list(text.split("\n"))
+        add_setting(sections, section, key, text)
+
+
+def comma_list(items: List[str]) -> str:
+    """Write what `comma_separated` reads."""
+    written = []
+    for item in items:
+        if "," in item or '"' in item:
+            item = '"%s"' % item.replace('"', '""')
+        written.append(item)
+    return ", ".join(written)
+
+
+def add_instance(sections: Sections, texts: dict) -> None:
+    """Add the facts of [instance] but those of its interface."""
+    for key, path in INSTANCE_PATHS.items():
+        add_fact(sections, "instance", key, texts, META_DATA + path)
+    document = json_value(texts.get(IDENTITY_DOCUMENT, ""))
+    for key, field in DOCUMENT_FIELDS.items():
+        add_field(sections, key, document, field)
+    add_account(sections, texts)
+    add_volumes(sections, texts)
+    add_public_keys(sections, texts)
+    profile = json_value(texts.get(META_DATA + "iam/info", ""))
+    add_field(sections, "instance-profile", profile, "InstanceProfileArn")
+    add_field(sections, "instance-profile-id", profile, "InstanceProfileId")
+
+
+def add_field(sections: Sections, key: str, document: Any, field: str) -> None:
+    """Add the fact that is a field of a JSON document, if it is there."""
+    if field_of(document, field):
+        add_setting(sections, "instance", key, field_of(document, field))
+
+
+def field_of(document: Any, field: str) -> str:
+    """Return a field of a JSON document: a text, or a list of texts with commas; else ""."""
+    value = document.get(field) if isinstance(document, dict) else ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return comma_list(value)
+    return value if isinstance(value, str) else ""
+
+
+def add_account(sections: Sections, texts: dict) -> None:
+    """Find the account elsewhere where there is no identity document."""
+    info = json_value(texts.get(META_DATA + "identity-credentials/ec2/info", ""))
+    owners = [field_of(info, "AccountId")]
+    owners += [text for path, text in texts.items() if path.endswith("/owner-id")]
+    for owner in owners:
+        if owner and not sections["instance"].get("account-id"):
+            add_setting(sections, "instance", "account-id", owner)
+
+
+def add_volumes(sections: Sections, texts: dict) -> None:
+    """Add the volumes of the block device mapping."""
+    for kind in ("ebs", "ephemeral"):
+        volumes = []
+        for path in texts:
+            match = re.fullmatch("%sblock-device-mapping/(%s[0-9]+)" % (META_DATA, kind), path)
+            if match:
+                volumes.append("%s=%s" % (match.group(1), texts[path]))
+        if volumes:
+            add_setting(sections, "instance", kind + "-volumes", ", ".join(volumes))
+
+
+def add_public_keys(sections: Sections, texts: dict) -> None:
+    """Add the public keys, and the name of the first."""
+    keys = []
+    while "%s/%d/openssh-key" % (PUBLIC_KEYS, len(keys)) in texts:
+        keys.append(texts["%s/%d/openssh-key" % (PUBLIC_KEYS, len(keys))].rstrip("\n"))
+    if keys:
+        add_setting(sections, "instance", "public-key", "\n".join(keys))
+    number, _, name = texts.get(PUBLIC_KEYS, "").partition("\n")[0].partition("=")
+    if number == "0":
+        add_setting(sections, "instance", "key-name", name)
+
+
+def add_interfaces(sections: Sections, texts: dict) -> None:
+    """Add the network interfaces; the first one belongs to [instance]."""
+    for key in NAMES_WITHOUT_INTERFACES:
+        add_fact(sections, "instance", key, texts, META_DATA + key)
+    for number, mac in enumerate(macs_in(texts)):
+        section = "interface eth%d" % number if number else "instance"
+        add_setting(sections, section, "mac", mac)
+        for key in SETTINGS[kind_of(section)]:
+            if key in INTERFACE_SETTINGS or key == "device-number":
+                path = "%s%s/%s" % (INTERFACES, mac, INTERFACE_NAMES.get(key, key))
+                add_fact(sections, section, key, texts, path)
+        for key in OMISSIBLE:
+            sections[section].setdefault(key, "")
+
+
+def macs_in(texts: dict) -> List[str]:
+    """List the MACs of the interfaces: that of the instance first, then by card and device."""
+    ranks = {}
+    for path in texts:
+        match = re.fullmatch(INTERFACES + "(([0-9a-f]{2}:){5}[0-9a-f]{2})/.*", path)
+        if match:
+            mac = match.group(1)
+            below = INTERFACES + mac
+            numbers = [texts.get(below + "/network-card", ""), texts.get(below + "/device-number")]
+            is_another = mac != texts.get(META_DATA + "mac")
+            ranks[mac] = is_another, [(number or "0").zfill(3) for number in numbers], mac
+    return sorted(ranks, key=ranks.get)
+
+
+def add_credentials(sections: Sections, found: dict) -> None:
+    """Add the name of the role of the instance, or that there is none."""
+    below = META_DATA + "iam/security-credentials/"
+    roles = sorted(path[len(below):] for path in found if path.startswith(below))
+    role = next(filter(ROLE_NAME.fullmatch, roles), "")
+    sections["credentials"] = {"role": role}
+    if role and META_DATA + "iam/security-credentials-extended/" + role in found:
+        sections["credentials"]["extended"] = "yes"
+
+
+def add_tags(sections: Sections, texts: dict) -> None:
+    """Add the tags, in the order of tag-sets/instance, and that they are enabled."""
+    below = META_DATA + "tags/instance/"
+    tags = {path[len(below):]: text for path, text in texts.items() if path.startswith(below)}
+    ordered = json_value(texts.get(META_DATA + "tag-sets/instance", ""))
+    if isinstance(ordered, dict) and set(ordered) == set(tags):
+        tags = {key: tags[key] for key in ordered}
+    for key, text in tags.items():
+        add_setting(sections, "tags", key, text)
+    if tags or ordered is not None:
+        sections["metadata-options"] = {"instance-metadata-tags": "enabled"}
+
+
+def add_user_data(sections: Sections, content: Optional[bytes]) -> None:
+    """Add the user data: as text if an INI file can have it, else in base64."""
+    if not content:
+        return
+    with contextlib.suppress(UnicodeDecodeError):
+        if ini_value(content.decode()) is not None:
+            sections["user-data"] = {"text": content.decode()}
+            return
+    sections["user-data"] = {"base64": base64_lines(content)}
+
+
+def add_events(sections: Sections, texts: dict, now: int) -> None:
+    """Add the events that are there, as ones that have come.
+
+    Not scheduled maintenance: an id of EC2 follows from nothing.
+    """
+    state = texts.get(META_DATA + "autoscaling/target-lifecycle-state", "")
+    notice = json_value(texts.get(META_DATA + "spot/instance-action", ""))
+    rebalance = json_value(texts.get(META_DATA + "events/recommendations/rebalance", ""))
+    with contextlib.suppress(ValueError):
+        at = timestamp(field_of(notice, "time"))
+        action = field_of(notice, "action")
+        add_setting(sections, "events", "spot-interruption", "%s %s %s" % (
+            utc(min(now, at - SPOT_NOTICE)), action, utc(at)))
+    with contextlib.suppress(ValueError):
+        at = timestamp(field_of(rebalance, "noticeTime"))
+        add_setting(sections, "events", "rebalance-recommendation", "%s %s" % (
+            utc(min(now, at)), utc(at)))
+    if state:
+        add_setting(sections, "events", "target-lifecycle-state", state)
+
+
+def drop_what_is_refused(sections: Sections, now: float) -> None:
+    """Drop facts that do not go together. Raises CaptureError where that does not help."""
+    while True:
+        try:
+            served_by(sections, now)
+            return
+        except ConfigError as error:
+            if error.key not in sections.get(error.section, ()):
+                raise CaptureError("its facts do not go together: %s" % error)
+            del sections[error.section][error.key]
+
+
+def leave_out_what_follows(sections: Sections, now: float) -> None:
+    """Leave out facts, or that there is none, where the others make the same."""
+    served = served_by(sections, now)
+    for settings in sections.values():
+        for key in (*DERIVED, *OMISSIBLE):
+            if key in DERIVED or settings.get(key) == "":
+                text = settings.pop(key, None)
+                if text is not None and served_by(sections, now) != served:
+                    settings[key] = text
+
+
+def served_by(sections: Sections, now: float) -> Dict[str, Optional[bytes]]:
+    """Return what a configuration makes: {path: bytes}, None for credentials and signatures.
+
+    Raises ConfigError.
+    """
+    config = load_config([ConfigText(ini_text(sections))], environ={})
+    credentials = make_credentials(config, warn, None)
+    metadata = MetadataService(config, credentials, None, "captured", clock=lambda: now)
+    served = {}
+    for path in metadata.paths():
+        document = metadata.find(path)
+        if path.startswith("/latest/"):
+            served[path] = document.body if isinstance(document, Document) else None
+    return served
+
+
+def add_differences(sections: Sections, found: dict, now: float) -> None:
+    """Write into [metadata] what the facts do not make as it was found."""
+    served = served_by(sections, now)
+    present = set(found)
+    for path in found:
+        present.update(parents_of(path))
+    sections["metadata"] = {}
+    for path in served:
+        if path not in present:
+            add_value(sections, missing_part(path, present), "")
+        elif path not in found and path not in LISTING_ROWS:  # a directory there, a value here
+            add_value(sections, path, "")
+    for path, body in found.items():
+        if path in served and is_same(body, served[path]) or path in SIGNATURES_OF_DOCUMENT:
+            continue
+        if body is None:
+            add_role(sections, path)
+        elif path != "/latest/user-data" or not body:
+            add_value(sections, path, quoted(body.decode()))
+
+
+def missing_part(path: str, present: Set[str]) -> str:
+    """Return the uppermost directory of a path that is not there, or the path itself."""
+    return next((part for part in parents_of(path)[1:] if part not in present), path)
+
+
+def is_same(one: Optional[bytes], other: Optional[bytes]) -> bool:
+    """Tell whether two documents are the same, but for blanks in JSON and for LastUpdated."""
+    if one is None or other is None:
+        return one is other
+    texts = [with_last_updated(body.decode("latin-1"), 0) for body in (one, other)]
+    values = list(map(json_value, texts))
+    return texts[0] == texts[1] or isinstance(values[0], (dict, list)) and values[0] == values[1]
+
+
+def add_value(sections: Sections, path: str, text: str) -> None:
+    """Add a path to [metadata], if that can have it."""
+    for key in (short_path(path), path):
+        with contextlib.suppress(ValueError):
+            if metadata_key(key) == path and ini_key(key):
+                sections["metadata"][key] = text
+                return
+
+
+def add_role(sections: Sections, path: str) -> None:
+    """Add a role whose credentials are served at a path."""
+    name = path.rpartition("/")[2]
+    if not ROLE_NAME.fullmatch(name):
+        name = "Captured"
+    section, number = "role " + name, 2
+    while section in sections or name == sections["credentials"]["role"]:
+        section, number = "role %s-%d" % (name[:60], number), number + 1
+        name = section.partition(" ")[2]
+    sections[section] = {"path": comma_list([path])}
+
+
+def differences(sections: Sections, found: dict, now: float) -> List[str]:
+    """Say what a configuration makes otherwise than it was found."""
+    served, notes = served_by(sections, now), []
+    for path in sorted({*found, *served}):
+        is_both = path in found and path in served
+        if is_both and is_same(found[path], served[path]) or path in SIGNATURES_OF_DOCUMENT:
+            continue
+        words = "is there as well"
+        if path in found:
+            words = "cannot be written into a configuration: left out"
+        notes.append("%s %s" % (path, words))
+    return notes
+
+
+def ini_text(sections: Sections) -> str:
+    """Write a configuration in the form of a file, in the order of SETTINGS."""
+    paragraphs = []
+    for kind, known in SETTINGS.items():
+        for section, settings in sections.items():
+            if settings and kind_of(section) == kind:
+                keys = [key for key in known if key in settings]
+                keys += [key for key in settings if key not in known]
+                paragraphs.append("[%s]\n" % section + "".join(
+                    ini_line(key, settings[key]) for key in keys))
+    return "\n".join(paragraphs)
+
+
+def ini_line(key: str, text: str) -> str:
+    """Write a key and its value."""
+    return ("%s = %s" % (ini_key(key), ini_value(text))).rstrip(" ") + "\n"
+
+
+def ini_key(key: str) -> str:
+    """Write a key so that reading gives it back; "" if an INI file cannot have it."""
+    if re.fullmatch(r"[\w./+,@-]+", key, re.ASCII):
+        return key
+    return "" if '"' in key else '"%s"' % key
+
+
+def ini_value(text: str) -> Optional[str]:
+    """Write a value so that reading gives it back; None if an INI file cannot have it.
+
+    Reading strips each line, and an empty line or a comment ends a value. Control characters are
+    kept out of files, and of the terminals that show them.
+    """
+    lines = text.split("\n")
+    if any(line != line.strip() or CONTROL_CHARACTER.search(line) for line in lines):
+        return None
+    if any(not line or line[0] in "#;" for line in lines[1:]):
+        return None
+    return "\n  ".join(lines)
+
+
+CONTROL_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def quoted(text: str) -> str:
+    """Write a value of [metadata]: as it is if an INI file can have it, else as a JSON string."""
+    if text and ini_value(text) is not None and unquoted(text) == text:
+        return text
+    return json.dumps(text)
+
+
 # ---------------------------------------------------------------- main ------------------------
 
 def make_parser() -> argparse.ArgumentParser:
@@ -5866,6 +6614,9 @@ def make_parser() -> argparse.ArgumentParser:
     action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
                         help="of service fake-metadata: set SECTION.KEY (to standard input), unset "
                              "SECTION.KEY, or show")
+    action.add_argument("--capture", metavar="URL",
+                        help="print a configuration that makes this instance: of the metadata "
+                             "service that answers at URL")
     parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
     return parser
 
@@ -5915,7 +6666,8 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
         parser.error("COMMAND is missing behind --")
     if options.address:
         parser.error("COMMAND has a free port of its own: leave out %s" % options.address)
-    if options.test_config or options.dump or options.certificate or options.overlay:
+    if (options.test_config or options.dump or options.certificate or options.overlay
+            or options.capture is not None):
         parser.error("either COMMAND or an option that prints something")
     return options
 
@@ -5932,6 +6684,8 @@ def run(options: argparse.Namespace, command: Optional[List[str]]) -> int:
         return print_certificate(options)
     if options.overlay:
         return print_overlay(options)
+    if options.capture is not None:
+        return print_capture(options)
     # Log and configuration are read before there are handlers.
     signal.pthread_sigmask(signal.SIG_BLOCK, EARLY_SIGNALS)
     Daemon(options).run()

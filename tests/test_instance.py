@@ -718,7 +718,15 @@ def test_id_where_none_can_be_kept(tmp_path):
 
 @pytest.mark.parametrize("text, path, expected", [
     ("own/path = x", "own/path", "x"),
-    ("/own/path/ = x", "own/path", "x"),
+    ("own/path/ = x", "own/path", "x"),
+    ("/latest/meta-data/own/path/ = x", "own/path", "x"),
+    ("/2021-07-15/meta-data/own = x", "own", "x"),
+    ('own = ""', "own", ""),
+    ('own = " two\\n\\n  lines\\n"', "own", " two\n\n  lines\n"),
+    ('own = "caf\\u00e9 \\"quoted\\""', "own", 'caf\u00e9 "quoted"'),
+    ('own = "no" JSON"', "own", '"no" JSON"'),
+    ('own = "\\ud800"', "own", '"\\ud800"'),
+    ('own = {"a": "b"}', "own", '{"a": "b"}'),
     ("instance-id = other", "instance-id", "other"),
     ("placement/host-id = h-1", "placement/host-id", "h-1"),
     ("iam/security-credentials/BaseIAMRole = {}", "iam/security-credentials/BaseIAMRole", "{}"),
@@ -749,6 +757,42 @@ def test_own_value_that_is_empty(make_metadata, path):
     assert not [other for other in metadata.paths() if other.startswith(META + path + "/")]
     assert not listed(metadata, META + path)
     crawl(metadata)
+
+
+WHOLE = ("[metadata]\n/v4/0123/task = {}\n/openstack/latest/meta_data.json = {1}\n"
+         "/openstack/2018-08-27/meta_data.json = {2}\n/latest/dynamic/fws/x = 3\n")
+
+
+@pytest.mark.parametrize("path, expected", [
+    ("/v4/0123/task", "{}"), ("/v4/0123", "task"), ("/v4", "0123/"),
+    ("/openstack/latest/meta_data.json", "{1}"), ("/openstack", "2018-08-27/\nlatest/"),
+    ("/openstack/latest", "meta_data.json"), ("/latest/dynamic/fws", "x"),
+    ("/latest", "dynamic\nmeta-data\nuser-data"), ("/", "\n".join(fake_metadata.VERSIONS)),
+    ("/latest/meta-data/openstack", None), ("/v2", None), ("/v2/credentials", None),
+    ("/role", None),
+])
+def test_whole_paths(make_metadata, path, expected):
+    """A path with a slash in front is one from the root; its directories are listed."""
+    assert value(make_metadata(WHOLE), path) == expected
+
+
+def test_whole_path_is_removed(make_metadata):
+    """An empty value removes a whole path and what is below it."""
+    metadata = make_metadata("[metadata]\n/latest/dynamic =\n/2021-07-15/user-data =\n"
+                             "[user-data]\ntext = x\n")
+
+    assert value(metadata, "/latest/dynamic/instance-identity/document") is None
+    assert value(metadata, "/latest/dynamic") is None
+    assert value(metadata, "/latest/user-data") is None
+
+
+def test_whole_path_needs_a_session_token(serve):
+    """Whole paths are admitted as all of IMDS is, and are dumped."""
+    service = serve(WHOLE + "[metadata-options]\nhttp-tokens = required\n")
+
+    assert service.get("/v4/0123/task")[0] == 401
+    assert service.get("/v4/0123/task", service.token())[2] == "{}"
+    assert service.get("/openstack/", service.token())[2] == "2018-08-27/\nlatest/"
 
 
 def test_removing_what_is_not_there(make_metadata):
@@ -794,6 +838,9 @@ def test_tags_in_order(make_metadata):
     ("text = #cloud-config", b"#cloud-config"),
     ("text = #!/bin/sh\n  echo hello\n  exit 0", b"#!/bin/sh\necho hello\nexit 0"),
     ("text = caf\u00e9", "caf\u00e9".encode()),
+    ("base64 = IyEvYmluL3NoCiAgZWNobwo=", b"#!/bin/sh\n  echo\n"),
+    ("base64 = IyEvYmlu\n  L3NoCiAg\n  ZWNo bwo=", b"#!/bin/sh\n  echo\n"),
+    ("base64 = AP8=", b"\0\xff"),
     ("text = %s" % ("x" * 16384), b"x" * 16384),
 ])
 def test_user_data_in_the_configuration(make_metadata, text, expected):
