@@ -5,9 +5,15 @@ It serves what a real instance finds at http://169.254.169.254/: the rotating cr
 instance profile, IMDSv1 and IMDSv2, and the whole tree of metadata. One file, standard library
 only, Python 3.7 and later.
 
+    python3 fake_metadata.py [OPTIONS] -- COMMAND [ARG...]        (for as long as COMMAND runs)
     python3 fake_metadata.py [OPTIONS] [HOST | HOST:PORT]         (default 127.0.0.1:8000)
     export AWS_EC2_METADATA_SERVICE_ENDPOINT=http://127.0.0.1:8000/
     curl http://127.0.0.1:8000/latest/meta-data/iam/security-credentials/BaseIAMRole
+
+In a test:
+
+    with fake_metadata.serve() as imds:
+        boto3... with the environment imds.environ
 
 Signals:
 
@@ -15,15 +21,15 @@ Signals:
     USR1         make new credentials now
     TERM, INT    stop accepting, finish what is in flight, exit 0
 
-Files: it writes its log, and what it has to keep in the folder STATE_DIRECTORY, if that is set; it
-reads what --config names, and what that names.
+Files: it writes its log, what it has to keep in the folder STATE_DIRECTORY, and what it has done (see
+State) in RUNTIME_DIRECTORY, if those are set; it reads what --config names, and what that names.
 Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and public-ipv4;
 AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
 NOTIFY_SOCKET is the supervisor's.
 
 Read it from top to bottom: what it serves (the tree, the instance, events, faults, credentials,
 signatures, session tokens, the service), how it serves (requests, handler, server, log), how it is
-configured, and how it runs as a process.
+configured, and how it runs: as a process, in a test, for a command.
 
 A comment with "(capture)" states what was recorded from a real instance.
 """
@@ -75,7 +81,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.4"
+VERSION = "1.5"
 
 
 # ---------------------------------------------------------------- names and limits ------------
@@ -5095,6 +5101,53 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known are: " + ", ".join(sorted(known))
 
 
+# How a configuration is written. Texts are {section: {key: text}}.
+
+Texts = Dict[str, Dict[str, str]]
+
+
+def ini_text(sections: Texts) -> str:
+    """Write a configuration in the form of a file, in the order of SETTINGS."""
+    paragraphs = []
+    for kind, known in SETTINGS.items():
+        for section, settings in sections.items():
+            if settings and kind_of(section) == kind:
+                keys = [key for key in known if key in settings]
+                keys += [key for key in settings if key not in known]
+                paragraphs.append("[%s]\n" % section + "".join(
+                    ini_line(key, settings[key]) for key in keys))
+    return "\n".join(paragraphs)
+
+
+def ini_line(key: str, text: str) -> str:
+    """Write a key and its value."""
+    return ("%s = %s" % (ini_key(key), ini_value(text))).rstrip(" ") + "\n"
+
+
+def ini_key(key: str) -> str:
+    """Write a key so that reading gives it back; "" if an INI file cannot have it."""
+    if re.fullmatch(r"[\w./+,@-]+", key, re.ASCII):
+        return key
+    return "" if re.search('["\n]', key) else '"%s"' % key
+
+
+def ini_value(text: str) -> Optional[str]:
+    """Write a value so that reading gives it back; None if an INI file cannot have it.
+
+    Reading strips each line, and an empty line or a comment ends a value. Control characters are
+    kept out of files, and of the terminals that show them.
+    """
+    lines = text.split("\n")
+    if any(line != line.strip() or CONTROL_CHARACTER.search(line) for line in lines):
+        return None
+    if any(not line or line[0] in "#;" for line in lines[1:]):
+        return None
+    return "\n  ".join(lines)
+
+
+CONTROL_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 # ---------------------------------------------------------------- overlay ---------------------
 #
 # What is set until the next boot, in a file of its own below /run that is read last: the program's
@@ -5103,7 +5156,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 SECRET_SECTIONS = ("user-data",)  # passwords stand in user data
 MAX_SHOWN_TEXT = 100  # characters; longer ones are keys and documents
 OVERLAY_HEAD = "# Until the next boot: see service fake-metadata set, unset, show.\n"
-Texts = Dict[str, Dict[str, str]]  # {section: {key: text}}
 
 
 def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text: str = "") -> str:
@@ -5116,10 +5168,11 @@ def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text
     section, key = split_name(name, {*overlay, *below})
     former = shown_setting(section, key, overlay, below)
     if verb == "set":
+        check_written(section, key, text)
         overlay.setdefault(section, {})[key] = text
     else:
         take_setting(overlay, section, key)
-    replace_file(path, overlay_text(overlay))
+    replace_file(path, OVERLAY_HEAD + ini_text(overlay))
     remark = "until the next boot" if verb == "set" else "as in the configuration"
     return "%s = %s (%s; was: %s)" % (
         setting_name(section, key), shown_setting(section, key, overlay, below), remark, former)
@@ -5178,7 +5231,7 @@ def settings_of(texts: Texts) -> List[Tuple[str, str]]:
 
 def setting_name(section: str, key: str) -> str:
     """Return SECTION.KEY as split_name takes it."""
-    return "%s.%s" % (section, quoted_key(key))
+    return "%s.%s" % (section, ini_key(key))
 
 
 def shown_setting(section: str, key: str, *layers: Texts) -> str:
@@ -5212,37 +5265,14 @@ def written_texts(paths: Iterable[str]) -> Texts:
     return texts
 
 
-PLAIN_KEY = re.compile(r"[\w/][\w./@+,-]*")
-
-
-def quoted_key(key: str) -> str:
-    """Return a key as it is written in a configuration."""
-    return key if PLAIN_KEY.fullmatch(key) else '"%s"' % key
-
-
-def overlay_text(overlay: Texts) -> str:
-    """Write an overlay as a file that reads as it is. Raises ConfigError if a text cannot be so."""
-    lines = []
-    for section, pairs in overlay.items():
-        lines.append("[%s]" % section)
-        for key, text in pairs.items():
-            check_written(section, key, text)
-            lines.append("%s = %s" % (quoted_key(key), text.replace("\n", "\n    ")))
-    return OVERLAY_HEAD + "".join(line.rstrip() + "\n" for line in lines)
-
-
 def check_written(section: str, key: str, text: str) -> None:
     """Refuse what a configuration file cannot have. Raises ConfigError."""
-    first, *others = text.split("\n")
-    if re.search(r"[\[\]\n]", section) or re.search('["\n]', key):
-        trouble = "a name cannot have these characters in a file"
-    elif any(line != line.strip() for line in (first, *others)):
-        trouble = "a line would lose the blanks at its ends in a file"
-    elif any(not line or line[0] in "#;" for line in others):
-        trouble = "an empty line, or one that begins with # or ;, would end it in a file"
-    else:
-        return
-    raise ConfigError(trouble, section, shown_key(key))
+    if re.search(r"[\[\]\n]", section) or not ini_key(key):
+        raise ConfigError("a name cannot have these characters in a file", section, shown_key(key))
+    if ini_value(text) is None:
+        raise ConfigError(
+            "a file cannot have blanks at the ends of a line, control characters, nor further "
+            "lines that are empty or begin with # or ;", section, key)
 
 
 def read_text() -> str:
@@ -5973,7 +6003,6 @@ DERIVED = (
     "availability-zone-id", "architecture", "local-hostname", "public-hostname",
     "instance-profile")
 
-Sections = Dict[str, Dict[str, str]]  # section -> key -> text, of a configuration in the making
 
 
 class CaptureError(Exception):
@@ -6238,7 +6267,7 @@ def json_value(text: str) -> Any:
         return None
 
 
-def facts_in(found: Dict[str, Optional[bytes]], now: int) -> Sections:
+def facts_in(found: Dict[str, Optional[bytes]], now: int) -> Texts:
     """Return the facts of an instance for which the configuration has keys."""
     content = found.get("/latest/user-data")
     texts = {path: body.decode() for path, body in found.items()
@@ -6253,7 +6282,7 @@ def facts_in(found: Dict[str, Optional[bytes]], now: int) -> Sections:
     return sections
 
 
-def add_setting(sections: Sections, section: str, key: str, text: str) -> None:
+def add_setting(sections: Texts, section: str, key: str, text: str) -> None:
     """Add a key, if the configuration takes it with this text."""
     with contextlib.suppress(ConfigError):
         checked_value(section, key, text, SETTINGS[kind_of(section)])
@@ -6261,7 +6290,7 @@ def add_setting(sections: Sections, section: str, key: str, text: str) -> None:
             sections.setdefault(section, {})[key] = text
 
 
-def add_fact(sections: Sections, section: str, key: str, texts: dict, path: str) -> None:
+def add_fact(sections: Texts, section: str, key: str, texts: dict, path: str) -> None:
     """Add the fact that is served at a path, if it is."""
     if path in texts:
         text = texts[path]
@@ -6280,7 +6309,7 @@ def comma_list(items: List[str]) -> str:
     return ", ".join(written)
 
 
-def add_instance(sections: Sections, texts: dict) -> None:
+def add_instance(sections: Texts, texts: dict) -> None:
     """Add the facts of [instance] but those of its interface."""
     for key, path in INSTANCE_PATHS.items():
         add_fact(sections, "instance", key, texts, META_DATA + path)
@@ -6295,7 +6324,7 @@ def add_instance(sections: Sections, texts: dict) -> None:
     add_field(sections, "instance-profile-id", profile, "InstanceProfileId")
 
 
-def add_field(sections: Sections, key: str, document: Any, field: str) -> None:
+def add_field(sections: Texts, key: str, document: Any, field: str) -> None:
     """Add the fact that is a field of a JSON document, if it is there."""
     if field_of(document, field):
         add_setting(sections, "instance", key, field_of(document, field))
@@ -6309,7 +6338,7 @@ def field_of(document: Any, field: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def add_account(sections: Sections, texts: dict) -> None:
+def add_account(sections: Texts, texts: dict) -> None:
     """Find the account elsewhere where there is no identity document."""
     info = json_value(texts.get(META_DATA + "identity-credentials/ec2/info", ""))
     owners = [field_of(info, "AccountId")]
@@ -6319,7 +6348,7 @@ def add_account(sections: Sections, texts: dict) -> None:
             add_setting(sections, "instance", "account-id", owner)
 
 
-def add_volumes(sections: Sections, texts: dict) -> None:
+def add_volumes(sections: Texts, texts: dict) -> None:
     """Add the volumes of the block device mapping."""
     for kind in ("ebs", "ephemeral"):
         volumes = []
@@ -6331,7 +6360,7 @@ def add_volumes(sections: Sections, texts: dict) -> None:
             add_setting(sections, "instance", kind + "-volumes", ", ".join(volumes))
 
 
-def add_public_keys(sections: Sections, texts: dict) -> None:
+def add_public_keys(sections: Texts, texts: dict) -> None:
     """Add the public keys, and the name of the first."""
     keys = []
     while "%s/%d/openssh-key" % (PUBLIC_KEYS, len(keys)) in texts:
@@ -6343,7 +6372,7 @@ def add_public_keys(sections: Sections, texts: dict) -> None:
         add_setting(sections, "instance", "key-name", name)
 
 
-def add_interfaces(sections: Sections, texts: dict) -> None:
+def add_interfaces(sections: Texts, texts: dict) -> None:
     """Add the network interfaces; the first one belongs to [instance]."""
     for key in NAMES_WITHOUT_INTERFACES:
         add_fact(sections, "instance", key, texts, META_DATA + key)
@@ -6372,7 +6401,7 @@ def macs_in(texts: dict) -> List[str]:
     return sorted(ranks, key=ranks.get)
 
 
-def add_credentials(sections: Sections, found: dict) -> None:
+def add_credentials(sections: Texts, found: dict) -> None:
     """Add the name of the role of the instance, or that there is none."""
     below = META_DATA + "iam/security-credentials/"
     roles = sorted(path[len(below):] for path in found if path.startswith(below))
@@ -6382,7 +6411,7 @@ def add_credentials(sections: Sections, found: dict) -> None:
         sections["credentials"]["extended"] = "yes"
 
 
-def add_tags(sections: Sections, texts: dict) -> None:
+def add_tags(sections: Texts, texts: dict) -> None:
     """Add the tags, in the order of tag-sets/instance, and that they are enabled."""
     below = META_DATA + "tags/instance/"
     tags = {path[len(below):]: text for path, text in texts.items() if path.startswith(below)}
@@ -6395,7 +6424,7 @@ def add_tags(sections: Sections, texts: dict) -> None:
         sections["metadata-options"] = {"instance-metadata-tags": "enabled"}
 
 
-def add_user_data(sections: Sections, content: Optional[bytes]) -> None:
+def add_user_data(sections: Texts, content: Optional[bytes]) -> None:
     """Add the user data: as text if an INI file can have it, else in base64."""
     if not content:
         return
@@ -6406,7 +6435,7 @@ def add_user_data(sections: Sections, content: Optional[bytes]) -> None:
     sections["user-data"] = {"base64": base64_lines(content)}
 
 
-def add_events(sections: Sections, texts: dict, now: int) -> None:
+def add_events(sections: Texts, texts: dict, now: int) -> None:
     """Add the events that are there, as ones that have come.
 
     Not scheduled maintenance: an id of EC2 follows from nothing.
@@ -6427,7 +6456,7 @@ def add_events(sections: Sections, texts: dict, now: int) -> None:
         add_setting(sections, "events", "target-lifecycle-state", state)
 
 
-def drop_what_is_refused(sections: Sections, now: float) -> None:
+def drop_what_is_refused(sections: Texts, now: float) -> None:
     """Drop facts that do not go together. Raises CaptureError where that does not help."""
     while True:
         try:
@@ -6439,7 +6468,7 @@ def drop_what_is_refused(sections: Sections, now: float) -> None:
             del sections[error.section][error.key]
 
 
-def leave_out_what_follows(sections: Sections, now: float) -> None:
+def leave_out_what_follows(sections: Texts, now: float) -> None:
     """Leave out facts, or that there is none, where the others make the same."""
     served = served_by(sections, now)
     for settings in sections.values():
@@ -6450,7 +6479,7 @@ def leave_out_what_follows(sections: Sections, now: float) -> None:
                     settings[key] = text
 
 
-def served_by(sections: Sections, now: float) -> Dict[str, Optional[bytes]]:
+def served_by(sections: Texts, now: float) -> Dict[str, Optional[bytes]]:
     """Return what a configuration makes: {path: bytes}, None for credentials and signatures.
 
     Raises ConfigError.
@@ -6466,7 +6495,7 @@ def served_by(sections: Sections, now: float) -> Dict[str, Optional[bytes]]:
     return served
 
 
-def add_differences(sections: Sections, found: dict, now: float) -> None:
+def add_differences(sections: Texts, found: dict, now: float) -> None:
     """Write into [metadata] what the facts do not make as it was found."""
     served = served_by(sections, now)
     present = set(found)
@@ -6501,7 +6530,7 @@ def is_same(one: Optional[bytes], other: Optional[bytes]) -> bool:
     return texts[0] == texts[1] or isinstance(values[0], (dict, list)) and values[0] == values[1]
 
 
-def add_value(sections: Sections, path: str, text: str) -> None:
+def add_value(sections: Texts, path: str, text: str) -> None:
     """Add a path to [metadata], if that can have it."""
     for key in (short_path(path), path):
         with contextlib.suppress(ValueError):
@@ -6510,7 +6539,7 @@ def add_value(sections: Sections, path: str, text: str) -> None:
                 return
 
 
-def add_role(sections: Sections, path: str) -> None:
+def add_role(sections: Texts, path: str) -> None:
     """Add a role whose credentials are served at a path."""
     name = path.rpartition("/")[2]
     if not ROLE_NAME.fullmatch(name):
@@ -6522,7 +6551,7 @@ def add_role(sections: Sections, path: str) -> None:
     sections[section] = {"path": comma_list([path])}
 
 
-def differences(sections: Sections, found: dict, now: float) -> List[str]:
+def differences(sections: Texts, found: dict, now: float) -> List[str]:
     """Say what a configuration makes otherwise than it was found."""
     served, notes = served_by(sections, now), []
     for path in sorted({*found, *served}):
@@ -6534,48 +6563,6 @@ def differences(sections: Sections, found: dict, now: float) -> List[str]:
             words = "cannot be written into a configuration: left out"
         notes.append("%s %s" % (path, words))
     return notes
-
-
-def ini_text(sections: Sections) -> str:
-    """Write a configuration in the form of a file, in the order of SETTINGS."""
-    paragraphs = []
-    for kind, known in SETTINGS.items():
-        for section, settings in sections.items():
-            if settings and kind_of(section) == kind:
-                keys = [key for key in known if key in settings]
-                keys += [key for key in settings if key not in known]
-                paragraphs.append("[%s]\n" % section + "".join(
-                    ini_line(key, settings[key]) for key in keys))
-    return "\n".join(paragraphs)
-
-
-def ini_line(key: str, text: str) -> str:
-    """Write a key and its value."""
-    return ("%s = %s" % (ini_key(key), ini_value(text))).rstrip(" ") + "\n"
-
-
-def ini_key(key: str) -> str:
-    """Write a key so that reading gives it back; "" if an INI file cannot have it."""
-    if re.fullmatch(r"[\w./+,@-]+", key, re.ASCII):
-        return key
-    return "" if '"' in key else '"%s"' % key
-
-
-def ini_value(text: str) -> Optional[str]:
-    """Write a value so that reading gives it back; None if an INI file cannot have it.
-
-    Reading strips each line, and an empty line or a comment ends a value. Control characters are
-    kept out of files, and of the terminals that show them.
-    """
-    lines = text.split("\n")
-    if any(line != line.strip() or CONTROL_CHARACTER.search(line) for line in lines):
-        return None
-    if any(not line or line[0] in "#;" for line in lines[1:]):
-        return None
-    return "\n  ".join(lines)
-
-
-CONTROL_CHARACTER = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def quoted(text: str) -> str:
