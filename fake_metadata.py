@@ -5951,11 +5951,12 @@ SIGNATURES_OF_DOCUMENT = tuple(
 # The names that a metadata service lists below meta-data/, by which it is known.
 KNOWN_NAMES = {path[len(META_DATA):].partition("/")[0]
                for path in ROUTES if path.startswith(META_DATA)}
+KNOWN_DIRECTORIES = set(directories_of(ROUTES))
 CREDENTIALS_DIRECTORY = re.compile("/security-credentials(-extended)?/")
 SECRET_TEXT = re.compile("SecretAccessKey|aws_secret_access_key|PRIVATE KEY-----", re.IGNORECASE)
 
 # A name in a listing; AEMM lists whole paths. No "%" and "?", which would change the request.
-LISTED_NAME = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))([^/%?]+/)*[^/%?]+/?")
+LISTED_NAME = re.compile(r"(?=[!-~]{1,512}$)(?!(.*/)?\.\.?(/|$))([^/%?]+/)*[^/%?]+/?")
 
 # Key of [instance] -> the path below meta-data/ that has it.
 INSTANCE_PATHS = {
@@ -6020,11 +6021,11 @@ def print_capture(options: argparse.Namespace) -> int:
         signal.signal(signal.SIGALRM, give_up)
         signal.setitimer(signal.ITIMER_REAL, CAPTURE_SECONDS)
         text, notes = capture(client, time.time())
-        signal.setitimer(signal.ITIMER_REAL, 0)
     except CaptureError as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         warn(str(error))
         return 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     for note in notes:
         warn("# " + note)
     write_out(text)
@@ -6079,12 +6080,14 @@ class MetadataClient:
         if status == 200 and re.fullmatch(rb"[!-~]{1,1024}", body.strip()):
             self._headers[TOKEN_HEADER] = body.strip().decode()
 
+    def look_at(self, path: str) -> Optional[bytes]:
+        """Return what is at a path; None if there is nothing, whatever the status says."""
+        status, body = self._answer(path)
+        return body if status == 200 else None
+
     def get(self, path: str) -> Optional[bytes]:
-        """Return what is at a path; None if there is nothing, or a redirect."""
-        try:
-            status, body = self._request("GET", urllib.parse.quote(path, "/!$&'()*+,;=:@~"))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise CaptureError("%s: no answer for %s: %s" % (self.url, path, reason_of(error)))
+        """Return what is at a path that is listed; None if there is nothing, or a redirect."""
+        status, body = self._answer(path)
         if status == 200:
             return body
         if status == 404 or 300 <= status < 400:
@@ -6093,6 +6096,13 @@ class MetadataClient:
         if status == 401 and TOKEN_HEADER not in self._headers:
             why = ": it wants a session token, and gave none"
         raise CaptureError("%s answers %d for %s%s" % (self.url, status, path, why))
+
+    def _answer(self, path):
+        """Return status and body of an answer."""
+        try:
+            return self._request("GET", urllib.parse.quote(path, "/!$&'()*+,;=:@~"))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CaptureError("%s: no answer for %s: %s" % (self.url, path, reason_of(error)))
 
     def _request(self, method, path, headers=()):
         connection = self._connection_class(self._host, self._port, timeout=ANSWER_SECONDS)
@@ -6129,7 +6139,7 @@ def split_url(url: str) -> Tuple[urllib.parse.SplitResult, Optional[int]]:
 def reason_of(error: Exception) -> str:
     """Say what is wrong with a connection; not in the words of the other side."""
     if isinstance(error, socket.timeout):
-        return "no answer within %d seconds" % ANSWER_SECONDS
+        return "no answer within %g seconds" % ANSWER_SECONDS
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if isinstance(error, http.client.IncompleteRead) or isinstance(error, ConnectionError):
@@ -6231,12 +6241,16 @@ class Crawler:
         return names_in(body or b"")
 
     def _is_listing(self, path, body):
-        """Tell whether a value is a listing, where directories are not told by a slash."""
-        if self._tells_directories:
-            return False
+        """Tell whether a value is a listing, where directories are not told by a slash.
+
+        Then there is something at what it names, and not the same as everywhere.
+        """
         names = names_in(body)
-        are_names = names and all(map(LISTED_NAME.fullmatch, names))
-        return are_names and self._client.get(path + "/" + names[0]) is not None
+        if self._tells_directories or not names or not all(map(LISTED_NAME.fullmatch, names)):
+            return False
+        if path in KNOWN_DIRECTORIES or CREDENTIALS_DIRECTORY.search(path + "/"):
+            return True
+        return self._client.look_at(path + "/" + names[0]) not in (None, body)
 
     def _leave_out_what_is_a_directory(self):
         """Let a directory win over a value at the same path."""
@@ -6648,6 +6662,8 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     """Parse what stands in front of COMMAND; end with 2 where both do not go together."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.capture is not None and (options.address or options.config or options.set):
+        parser.error("--capture prints a configuration, and takes none")
     if command is None:
         return options
     if not command:
