@@ -21,9 +21,9 @@ Signals:
     USR1         make new credentials now
     TERM, INT    stop accepting, finish what is in flight, exit 0
 
-Files: it writes its log, what it has to keep in the folder STATE_DIRECTORY and what it has done (see
-State) in the folder RUNTIME_DIRECTORY, if those are set; it reads what --config names, and what
-that names.
+Files: it writes its log; what it has to keep, in the folder STATE_DIRECTORY, and what it has done
+(see State), in the folder RUNTIME_DIRECTORY, if those are set. It reads what --config names, and
+what that names.
 Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and public-ipv4;
 AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
 NOTIFY_SOCKET is the supervisor's.
