@@ -5803,14 +5803,6 @@ class RunningService:
         self._in_its_thread(functools.partial(self._service.configure, reader))
         self._wait_for_credentials()
 
-    def reload(self) -> None:
-        """Have the configuration read again, soon; for a signal handler."""
-        self._service.server.call_soon_threadsafe(self._service.reload)
-
-    def rotate_soon(self) -> None:
-        """Have new credentials, soon; for a signal handler."""
-        self._service.server.call_soon_threadsafe(self._service.rotate)
-
     def close(self) -> None:
         """End the service and its thread; whatever is in flight is cut off."""
         self._service.server.call_soon_threadsafe(functools.partial(self._service.stop, 0))
@@ -5906,9 +5898,10 @@ class Command:
         service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
                           own_variables(), warn)
         with opened(service) as running:
+            call_soon = service.server.call_soon_threadsafe
             signal.signal(signal.SIGTERM, lambda number, frame: self._to_pass_on.append(number))
-            signal.signal(signal.SIGHUP, lambda number, frame: running.reload())
-            signal.signal(signal.SIGUSR1, lambda number, frame: running.rotate_soon())
+            signal.signal(signal.SIGHUP, lambda number, frame: call_soon(service.reload))
+            signal.signal(signal.SIGUSR1, lambda number, frame: call_soon(service.rotate))
             environ = dict(running.environ, FAKE_METADATA_PID=str(os.getpid()))
             try:
                 child = subprocess.Popen(
