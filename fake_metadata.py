@@ -6066,9 +6066,9 @@ class MetadataClient:
         """Get a session token, if the service gives any."""
         try:
             status, body = self._request("PUT", TOKEN_PATH, {TTL_HEADER: str(CAPTURE_SECONDS)})
-        except socket.timeout:  # its hop limit may be too low for this client
-            return
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (socket.timeout, ConnectionResetError, http.client.HTTPException):
+            return  # a mock that knows no PUT, or a hop limit that is too low for this client
+        except (OSError, ValueError) as error:
             raise CaptureError("nothing answers at %s: %s" % (self.url, reason_of(error)))
         if status == 200 and re.fullmatch(rb"[!-~]{1,1024}", body.strip()):
             self._headers[TOKEN_HEADER] = body.strip().decode()
@@ -6472,7 +6472,8 @@ def drop_what_is_refused(sections: Texts, now: float) -> None:
             return
         except ConfigError as error:
             if error.key not in sections.get(error.section, ()):
-                raise CaptureError("its facts do not go together: %s" % error)
+                raise CaptureError("its facts do not go together: %s" % (
+                    str(error).splitlines()[0]))
             del sections[error.section][error.key]
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies
 
 import fake_metadata
@@ -527,6 +527,14 @@ FAILURES = {
 }
 
 
+@pytest.mark.parametrize("answer", [reset, garbage, silent, redirect, html],
+                         ids=["reset", "garbage", "silent", "redirect", "html"])
+def test_no_token_to_be_had(small_limits, answer):
+    """A service that cannot do anything with a PUT is captured without a session token."""
+    with mock({**WITHOUT_SLASHES, "/latest/api/token": answer}) as url:
+        assert "instance-id = i-0123456789abcdef0" in captured(url)[0]
+
+
 @pytest.fixture
 def small_limits(monkeypatch):
     for name, value in (("CAPTURE_SECONDS", 1), ("ANSWER_SECONDS", 0.3),
@@ -627,6 +635,7 @@ def test_hostile_listing(listed):
     assert len([path for path in metadata.paths() if path.startswith("/latest/")]) <= 2
 
 
+@settings(deadline=None)
 @given(strategies.text(alphabet=strategies.one_of(
     strategies.sampled_from("a =#;[]\"'\\\n\t\r:"), strategies.characters(
         blacklist_categories=("Cs",)))))
@@ -639,6 +648,7 @@ def test_value_is_read_as_it_was_written(text):
     assert fake_metadata.unquoted(quoted) == text
 
 
+@settings(deadline=None)
 @given(strategies.text(alphabet=strategies.characters(min_codepoint=33, max_codepoint=126),
                        min_size=1))
 def test_key_is_read_as_it_was_written(key):
@@ -652,8 +662,8 @@ def test_key_is_read_as_it_was_written(key):
 def read(content):
     """Return key and text of the only setting of a configuration."""
     with fake_metadata.Mistakes({}) as mistakes:
-        settings = fake_metadata.read_settings(content, "name", mistakes)
-    (setting,) = [setting for setting in settings if setting.key]
+        found = fake_metadata.read_settings(content, "name", mistakes)
+    (setting,) = [setting for setting in found if setting.key]
     return setting.key, setting.text
 
 
