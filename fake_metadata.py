@@ -2777,8 +2777,9 @@ class MetadataService:
         A path that only another configuration fills, and that of session tokens, has None.
         """
         facts, _ = event_facts(self.events, FOREVER)
-        paths = dict.fromkeys(path for path in ROUTES if "{" not in path)
-        return {TOKEN_PATH: None, **paths, **self._make_tree(facts, self._started), **self._tree}
+        fixed = [path for path in ROUTES if "{" not in path]
+        paths = dict.fromkeys([TOKEN_PATH, *fixed, *directories_of(fixed)])
+        return {**paths, **self._make_tree(facts, self._started), **self._tree}
 
     def news(self) -> List[str]:
         """Say which events have begun or changed since the last call, for the log."""
@@ -5272,6 +5273,74 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known are: " + ", ".join(sorted(known))
 
 
+# Key of [credentials] and [role NAME] -> the sources that use it; all use one that is not here.
+SOURCES_THAT_USE = {
+    "access-key-id": ("static",),
+    "secret-access-key": ("static",),
+    "session-token": ("static",),
+    "profile": ("profile",),
+    "file": ("profile",),
+    "command": ("process",),
+    "timeout": ("profile", "process"),
+}
+
+Idle = Tuple[str, str, str]  # section, key, why it does nothing
+
+
+def idle_settings(config: Configuration, service: MetadataService) -> List[str]:
+    """Say of each setting that does nothing as the others stand where it is, and why.
+
+    None of them is a mistake; only what is certain is told.
+    """
+    idle = [*idle_tags(config), *idle_credentials(config), *idle_events(service),
+            *idle_faults(service)]
+    return [str(ConfigError(words, section, printable(key), config.places.get((section, key), "")))
+            for section, key, words in idle]
+
+
+def idle_tags(config: Configuration) -> Iterator[Idle]:
+    """Find tags that are not served."""
+    if config["tags"] and config["metadata-options"]["instance-metadata-tags"] != "enabled":
+        yield "tags", "", ("not served, unless [metadata-options] has "
+                           "instance-metadata-tags = enabled")
+
+
+def idle_credentials(config: Configuration) -> Iterator[Idle]:
+    """Find settings of credentials that their source does not use, or for which there is no role.
+    """
+    for section, texts in config.texts.items():
+        settings = config[section]
+        if "source" not in settings:
+            continue
+        for key in [key for key, text in texts.items() if text]:
+            sources = SOURCES_THAT_USE.get(key, SOURCES)
+            if not settings.get("role", section):
+                yield section, key, "not used: role is empty"
+            elif settings["source"] not in sources:
+                yield section, key, "not used, unless source = " + " or ".join(sources)
+            elif key == "form" and not settings["path"]:
+                yield section, key, "not used: it is that of a path, and there is none"
+
+
+def idle_events(service: MetadataService) -> Iterator[Idle]:
+    """Find events that were over before they were read."""
+    for event in service.events:
+        if event.was_over():
+            yield "events", event.name, ("all its times are past: it is served as it ended, and "
+                                         "nothing happens any more")
+
+
+def idle_faults(service: MetadataService) -> Iterator[Idle]:
+    """Find faults that strike no more, or nothing."""
+    now, paths = service.clock(), service.every_path()
+    for fault in service.faults:
+        if fault.is_over(now):
+            yield "faults", fault.name, "is over: it strikes no more, until its text changes"
+        elif not any(fault.concerns(path, found) for path, found in paths.items()):
+            yield "faults", fault.name, ("strikes nothing: no path that is served matches, or has "
+                                         "what it changes")
+
+
 # How a configuration is written. Texts are {section: {key: text}}.
 
 Texts = Dict[str, Dict[str, str]]
@@ -5765,6 +5834,7 @@ class Service:
         address, port = self.server.server_address[:2]
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
         self._warn_of_readable_secrets()
+        self._tell_idle_settings()
         if not (address.startswith("127.") or address == "::1"):
             self.log.say(
                 "bound to %s: whoever reaches this address gets the credentials" % address)
@@ -5778,6 +5848,11 @@ class Service:
                 if os.stat(path).st_mode & stat.S_IROTH:
                     self.log.say(
                         "others can read %s, which has secrets in it: chmod o-r it" % path)
+
+    def _tell_idle_settings(self):
+        """Log what the configuration says without effect."""
+        for words in idle_settings(self.config, self.server.service):
+            self.log.say(words)
 
     def _adopt(self, config, credentials, service):
         """Put what a reload has made in the place of the old."""
@@ -5795,6 +5870,7 @@ class Service:
         self.log.say("reloaded: log reopened, %s" % read)
         self._keep_identity()
         self._warn_of_readable_secrets()
+        self._tell_idle_settings()
         self._tell_events()
         bind = config["server"]["bind"]
         if bind and not self._address_option and bind != self.address:
@@ -6885,8 +6961,11 @@ def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """Check everything that a start would check."""
-    Service(config_reader(options), address_option(options), os.devnull).close()
+    """Check everything that a start would check; warn of what does nothing."""
+    service = Service(config_reader(options), address_option(options), os.devnull)
+    for words in idle_settings(service.config, service.server.service):
+        warn(words)
+    service.close()
     print("%s: configuration ok" % (", ".join(options.config) or "no file"))
     return 0
 
