@@ -688,10 +688,20 @@ class Response:
         self.status = status
         self.reason = reason  # for the log, never for the client
         self.body = body
+        self.headers = headers
         self.hop_limit = None  # hops that its packets live; None: as many as usual
         self.status_line = b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode())
         self.first_headers = ("%sContent-Length: %d\r\n" % (headers, len(body))).encode()
         self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
+
+
+def shortened(response: Response, length: int) -> Response:
+    """Copy a response with the first bytes of its body only; the headers show nothing of it."""
+    copied = Response(response.body[:length], response.status, response.headers)
+    copied.last_headers = response.last_headers
+    copied.hop_limit = response.hop_limit
+    copied.reason = response.reason
+    return copied
 
 
 class Document(Response):
@@ -1282,8 +1292,8 @@ def digest(*seed: str) -> bytes:
 
 # ---------------------------------------------------------------- events ----------------------
 #
-# A moment is a function from the time of the last start or reload to a time, both in seconds since
-# the epoch: "+90s" adds 90, while 2026-12-01T08:00:00Z is the same whatever it is given.
+# A moment is a function from the time at which its text was first read to a time, both in seconds
+# since the epoch: "+90s" adds 90, while 2026-12-01T08:00:00Z is the same whatever it is given.
 
 Moment = Callable[[float], float]
 
@@ -1330,13 +1340,22 @@ class ScheduledEvent(NamedTuple):
     ends: Moment
 
 
+class Change(NamedTuple):
+    """What an event has brought: when, until when more is to come of it, and what, for the log."""
+
+    begins: float
+    ends: float
+    words: str
+
+
 class Timeline:
-    """The present as events see it: which moments have come, and when the next one will."""
+    """The present as an event sees it: which moments have come, and when the next one will."""
 
     def __init__(self, start: float, now: float):
         self.start = start
         self.now = now
         self.next_change = FOREVER
+        self.changes = []
 
     def has_come(self, moment: Moment) -> bool:
         """Tell whether a moment has come; one that has not is a change to wait for."""
@@ -1345,27 +1364,56 @@ class Timeline:
             self.next_change = min(self.next_change, at)
         return at <= self.now
 
+    def note(self, begins: float, ends: float, words: str) -> None:
+        """Note a change that has come."""
+        self.changes.append(Change(begins, ends, words))
 
-def event_facts(events: dict, start: float, now: float) -> Tuple[dict, float]:
+
+class Event:
+    """One line of [events]; `start` is when its text was first read, from which "+90s" counts."""
+
+    def __init__(self, name: str, value: Any, start: float, text: str = ""):
+        self.name = name
+        self.text = text
+        self._value = value
+        self._start = start
+        self._told = -FOREVER  # up to when `news` has told of its changes
+
+    def facts(self, now: float) -> Tuple[dict, Timeline]:
+        """Compute the facts that it changes, and a Timeline that knows when and how."""
+        timeline = Timeline(self._start, now)
+        return EVENTS[self.name](self._value, timeline), timeline
+
+    def news(self, now: float) -> List[Change]:
+        """Return the changes since the last call."""
+        _, timeline = self.facts(now)
+        changes = [change for change in timeline.changes if change.begins > self._told]
+        self._told = max(now, self._told)
+        return changes
+
+    def has_begun(self, now: float) -> bool:
+        """Tell whether it changes a fact now."""
+        facts, _ = self.facts(now)
+        return any(fact != FACTS_WITHOUT_EVENTS[key] for key, fact in facts.items())
+
+    def was_over(self) -> bool:
+        """Tell whether all its times were past already when it was first read."""
+        _, timeline = self.facts(self._start)
+        is_past = all(change.ends < self._start for change in timeline.changes)
+        return is_past and timeline.next_change == FOREVER
+
+
+def event_facts(events: Iterable[Event], now: float) -> Tuple[dict, float]:
     """Compute the facts of [events] now, and the time at which they will change.
 
-    The times in a notice are fixed from `start` on.
+    The times in a notice are fixed from the beginning of its event on.
     """
-    facts, timeline = dict(FACTS_WITHOUT_EVENTS), Timeline(start, now)
-    for name, make_facts in EVENTS.items():
-        if events[name]:
-            facts.update(make_facts(events[name], timeline))
-    return facts, timeline.next_change
-
-
-def begun_events(events: dict, start: float, now: float) -> List[str]:
-    """Name the events that change a fact now."""
-    names = []
-    for name, make_facts in EVENTS.items():
-        facts = make_facts(events[name], Timeline(start, now)) if events[name] else {}
-        if any(fact != FACTS_WITHOUT_EVENTS[key] for key, fact in facts.items()):
-            names.append(name)
-    return names
+    facts, next_change = dict(FACTS_WITHOUT_EVENTS), FOREVER
+    for event in events:
+        changed, timeline = event.facts(now)
+        facts.update(changed)
+        next_change = min(next_change, timeline.next_change)
+    return facts, next_change
 
 
 def spot_facts(event: Tuple[Moment, str, Optional[Moment]], timeline: Timeline) -> dict:
@@ -1376,10 +1424,12 @@ def spot_facts(event: Tuple[Moment, str, Optional[Moment]], timeline: Timeline) 
     notice, action, interruption = event
     if not timeline.has_come(notice):
         return {}
-    ahead = 0 if action == "hibernate" else SPOT_NOTICE
-    at = utc(notice(timeline.start) + ahead)
+    begins = notice(timeline.start)
+    ends = begins if action == "hibernate" else begins + SPOT_NOTICE
     if interruption:
-        at = utc(interruption(timeline.start))
+        ends = interruption(timeline.start)
+    at = utc(ends)
+    timeline.note(begins, ends, "%s at %s" % (action, at))
     facts = {"spot_notice": json.dumps({"action": action, "time": at})}
     if action == "terminate":
         facts["spot_termination_time"] = at
@@ -1391,7 +1441,9 @@ def rebalance_facts(event: Tuple[Moment, Moment], timeline: Timeline) -> dict:
     appears, notice = event
     if not timeline.has_come(appears):
         return {}
-    return {"rebalance_notice": json.dumps({"noticeTime": utc(notice(timeline.start))})}
+    begins, at = appears(timeline.start), notice(timeline.start)
+    timeline.note(begins, at, "noticeTime " + utc(at))
+    return {"rebalance_notice": json.dumps({"noticeTime": utc(at)})}
 
 
 def lifecycle_facts(states: List[Tuple[Moment, str]], timeline: Timeline) -> dict:
@@ -1399,6 +1451,8 @@ def lifecycle_facts(states: List[Tuple[Moment, str]], timeline: Timeline) -> dic
     facts = {}
     for moment, state in sorted(states, key=lambda row: row[0](timeline.start)):
         if timeline.has_come(moment):
+            begins = moment(timeline.start)
+            timeline.note(begins, begins, state)
             facts["target_lifecycle_state"] = state
     return facts
 
@@ -1412,7 +1466,17 @@ def maintenance_facts(events: List[ScheduledEvent], timeline: Timeline) -> dict:
             document = event_document(event, number, timeline.start, is_over)
             listed = past if is_over else scheduled
             listed.append(document)
+            note_maintenance(event, is_over, timeline)
     return {"scheduled_events": event_list(scheduled), "past_events": event_list(past)}
+
+
+def note_maintenance(event: ScheduledEvent, is_over: bool, timeline: Timeline) -> None:
+    """Note that a scheduled event has appeared, and its end if that has come."""
+    begins, ends = event.appears(timeline.start), event.ends(timeline.start)
+    at = utc(event.not_before(timeline.start))
+    timeline.note(begins, ends, "%s at %s" % (event.code, at))
+    if is_over:
+        timeline.note(ends, ends, "%s %s" % (event.code, event.end_state))
 
 
 def event_document(event: ScheduledEvent, number: int, start: float, is_over: bool) -> str:
@@ -1457,18 +1521,28 @@ EVENTS = {
 
 # ---------------------------------------------------------------- faults ----------------------
 
-FAULT_REASON = "a fault of the configuration"  # in the log, and in documents of failures
+FAULT_MESSAGE = "fault %s in the configuration of fake-metadata"  # in documents of failures
+
+# Action with a value -> how the log shows it.
+ACTION_WORDS = {
+    "delay": "delay {:g}s",
+    "status": "{}",
+    "code": "code {[0]}",
+    "truncate": "truncate {}",
+}
 
 
 class Fault:
     """A failure on demand: one line of [faults], parsed by `fault_rule`.
 
-    `actions` is {word: value}; FAULT_ACTIONS lists the words. The handler carries them out: some
-    in `apply_faults`, "code" and "expired" in `do_GET`.
+    `start` is when its text was first read. `actions` is {word: value}; FAULT_ACTIONS lists the
+    words. The handler carries them out: some in `apply_faults`, "code" and "expired" in `do_GET`,
+    "empty" and "truncate" in `shorten`.
     """
 
-    def __init__(self, name: str, rule: dict, start: float):
+    def __init__(self, name: str, rule: dict, start: float, text: str = ""):
         self.name = name
+        self.text = text
         self.actions = rule["actions"]
         self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
@@ -1478,27 +1552,40 @@ class Fault:
             self._begin = start
         if "for" in rule:
             self._end = self._begin + rule["for"]
+        self._every = rule.get("every")
         self._times = rule.get("times", FOREVER)
         self._probability = rule.get("probability", 1)
         self._random = random.Random(name)  # the same in each run: a test that fails fails again
 
     def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
         """Tell whether a request matches this fault, and count it if it does."""
-        if not self.is_on(now) or not consists_of(path, self._pieces):
+        if not self.is_on(now):
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
-        if not self._concerns(found) or self._random.random() >= self._probability:
+        if not self.concerns(path, found) or self._random.random() >= self._probability:
             return False
         self._times -= 1
         return True
 
     def is_on(self, now: float) -> bool:
         """Tell whether this fault strikes the requests that it matches now."""
+        if self._every and now > self._begin:
+            now = self._begin + (now - self._begin) % self._every
         return self._begin <= now < self._end and self._times > 0
 
-    def _concerns(self, found):
-        """Tell whether a document has what the actions change: a "Code", or credentials."""
+    def is_over(self, now: float) -> bool:
+        """Tell whether it does not strike any more."""
+        return self._times <= 0 or (self._end <= now and not self._every)
+
+    def concerns(self, path: str, found: Any) -> bool:
+        """Tell whether it is for a path, and the document found there has what it changes."""
+        return consists_of(path, self._pieces) and self._changes(path, found)
+
+    def _changes(self, path, found):
+        """Tell whether a document has what the actions change: a body, a "Code", credentials."""
+        if "empty" in self.actions or "truncate" in self.actions:
+            return bool(found) or path == TOKEN_PATH
         if "code" in self.actions and b'"Code" : ' in getattr(found, "body", b""):
             return True
         if "code" in self.actions or "expired" in self.actions:
@@ -1525,16 +1612,42 @@ def consists_of(text: str, pieces: List[str]) -> bool:
     return True
 
 
-def merged_actions(faults: Iterable[Fault]) -> dict:
+class Strike(NamedTuple):
+    """What an action does to a request: its value, the name of its fault, words for the log."""
+
+    value: Any
+    fault: str
+    words: str
+
+
+def merged_actions(faults: Iterable[Fault]) -> Dict[str, Strike]:
     """Merge the actions of faults: delays add up; of any other action the first value wins."""
     actions = {}
     for fault in faults:
         for action, value in fault.actions.items():
-            if action == "delay":
-                actions[action] = actions.get(action, 0) + value
-            else:
-                actions.setdefault(action, value)
+            shown = ACTION_WORDS.get(action, action).format(value)
+            words = "fault %s: %s" % (fault.name, shown)
+            if action not in actions:
+                actions[action] = Strike(value, fault.name, words)
+            elif action == "delay":
+                before = actions[action]
+                actions[action] = Strike(
+                    before.value + value, before.fault, "%s; %s" % (before.words, words))
     return actions
+
+
+def kept_or_made(
+    make: Callable, values: dict, texts: Dict[str, str], former: Iterable[Any], start: float
+) -> list:
+    """Make an Event, or a Fault, of each key that has a value.
+
+    One of `former` with the same text goes on instead: "+90s" counts from when it was first read,
+    and so do its times and its chances.
+    """
+    kept = {(one.name, one.text): one for one in former}
+    lines = [(name, texts[name], value) for name, value in values.items() if value]
+    return [kept.get((name, text)) or make(name, value, start, text)
+            for name, text, value in lines]
 
 
 # ---------------------------------------------------------------- credentials -----------------
@@ -2579,12 +2692,13 @@ def session_token_key(directory: Optional[str] = None) -> bytes:
 class MetadataService:
     """The metadata service that a configuration describes: options, tree and faults.
 
-    A reload makes a new one, which replaces the old one as a whole. `credentials` is
-    {role: RefreshableCredentials}; `signer` signs the identity document; `hosts` are further names
-    that a Host header may have; `box` identifies this machine. Raises ConfigError.
+    A reload makes a new one, which replaces the old one as a whole; events and faults of `former`
+    go on where their texts are the same. `credentials` is {role: RefreshableCredentials}; `signer`
+    signs the identity document; `hosts` are further names that a Host header may have; `box`
+    identifies this machine. Raises ConfigError.
     """
 
-    def __init__(self, config, credentials, signer, box, hosts=(), clock=time.time):
+    def __init__(self, config, credentials, signer, box, hosts=(), former=None, clock=time.time):
         options = config["metadata-options"]
         self.enabled = options["http-endpoint"] == "enabled"
         self.token_required = options["http-tokens"] == "required"
@@ -2594,9 +2708,12 @@ class MetadataService:
         self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
         self.clock = clock
         self._started = clock()
-        self.faults = [Fault(name, rule, self._started)
-                       for name, rule in config["faults"].items()]
-        self._events = config["events"]
+        self.events = kept_or_made(
+            Event, config["events"], config.texts.get("events", {}),
+            former.events if former else (), self._started)
+        self.faults = kept_or_made(
+            Fault, config["faults"], config.texts.get("faults", {}),
+            former.faults if former else (), self._started)
         self._instance = describe_instance(config, box, self._started)
         self._instance.own = {own_path(key): text for key, text in config["metadata"].items()}
         self._instance.credentials = credentials
@@ -2654,8 +2771,25 @@ class MetadataService:
         return sorted(path for path, document in self._tree.items()
                       if not isinstance(document, Listing))
 
-    def fault_actions(self, path: str, has_token: bool) -> dict:
-        """Find out what the faults that match a request do to it: {action: value}."""
+    def every_path(self) -> Dict[str, Optional[ServedDocument]]:
+        """Map each path that is there, now or after all events, to its document.
+
+        A path that only another configuration fills, and that of session tokens, has None.
+        """
+        facts, _ = event_facts(self.events, FOREVER)
+        fixed = [path for path in ROUTES if "{" not in path]
+        paths = dict.fromkeys([TOKEN_PATH, *fixed, *directories_of(fixed)])
+        return {**paths, **self._make_tree(facts, self._started), **self._tree}
+
+    def news(self) -> List[str]:
+        """Say which events have begun or changed since the last call, for the log."""
+        now = self.clock()
+        changes = [(change.begins, "event %s: %s" % (event.name, change.words))
+                   for event in self.events for change in event.news(now)]
+        return [words for _, words in sorted(changes, key=operator.itemgetter(0))]
+
+    def fault_actions(self, path: str, has_token: bool) -> Dict[str, Strike]:
+        """Find out what the faults that match a request do to it."""
         now, found = self.clock(), self.find(path)
         return merged_actions([
             fault for fault in self.faults if fault.matches(path, now, has_token, found)])
@@ -2663,27 +2797,33 @@ class MetadataService:
     def under_way(self) -> Dict[str, List[str]]:
         """Name the events that have begun and the faults that strike."""
         now = self.clock()
+        events = [event.name for event in self.events if event.has_begun(now)]
         faults = [fault.name for fault in self.faults if fault.is_on(now)]
-        return {"events": begun_events(self._events, self._started, now), "faults": faults}
+        return {"events": events, "faults": faults}
 
-    def failure_message(self, code: str, found: ServedDocument) -> str:
-        """Return the message that the real service has for a code, in place of a document."""
+    def failure_message(self, code: str, found: ServedDocument, fault: str) -> str:
+        """Return the message that the real service has for a code, in place of a document.
+
+        For any other code it names the fault.
+        """
+        if code not in FAILURE_MESSAGES:
+            return FAULT_MESSAGE % fault
         i = self._instance
         role = i.role
         if isinstance(found, RotatingDocument):
             role = found.credentials.role
-        return FAILURE_MESSAGES.get(code, FAULT_REASON).format(
+        return FAILURE_MESSAGES[code].format(
             role=role, instance_profile_id=i.instance_profile_id)
 
     def _check_tree_after_all_events(self):
         """Refuse at once a key of [metadata] that would collide only with a later event."""
-        if any(self._events.values()):
-            facts, _ = event_facts(self._events, self._started, FOREVER)
+        if self.events:
+            facts, _ = event_facts(self.events, FOREVER)
             self._make_tree(facts, self._started)
 
     def _build(self, now):
         """Build the current tree; for an hour at most, so that iam/info's LastUpdated moves."""
-        facts, change = event_facts(self._events, self._started, now)
+        facts, change = event_facts(self.events, now)
         self._tree = self._make_tree(facts, now)
         self._built, self._stale = now, min(change, now + 3600)
 
@@ -2878,7 +3018,6 @@ class HTTPError(Response, Exception):
 
     def __init__(self, status, reason="", headers="", body=None, content_type="application/json",
                  words=""):
-        self.headers = headers
         self.words = words
         self.has_usual_body = body is None
         if body is None:
@@ -3213,7 +3352,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.is_hidden = False  # it is for a container endpoint at the address of IMDS
         self.found = None  # what the service has at its path
         self.document = None  # the current document there
-        self.faults = {}  # {action: value} of the faults that match it
+        self.faults = {}  # {action: Strike} of the faults that match it
+        self.struck = ()  # words for the log, of those that have taken effect
         self.token_ttl = None  # seconds that its session token has left
         self.began = None  # when it had arrived in full, on the monotonic clock
 
@@ -3242,7 +3382,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.form, self.is_hidden = INSTANCE_FORM, False
         self.is_admitted = False
         self.token_ttl = self.began = None
-        self.faults = {}
+        self.faults, self.struck = {}, ()
 
     def is_idle(self):
         """Tell whether no request is under way."""
@@ -3366,7 +3506,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.document = self.found.current()
                 if not self.document:
                     yield from self.wait_for_document()
-            return getattr(self, "do_" + self.request.method)()
+            response = getattr(self, "do_" + self.request.method)()
+            if self.faults:
+                return self.shorten(response)
+            return response
         except HTTPError as error:
             return error
         except OSError:  # a fault; or the client has gone, or the server stopped, meanwhile
@@ -3377,28 +3520,47 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def apply_faults(self):
         """Wait, refuse or fall silent, as the faults that match the request demand.
 
-        "code" and "expired" take effect in `do_GET`.
+        "code" and "expired" take effect in `do_GET`, "empty" and "truncate" in `shorten`.
         """
         has_token = TOKEN_HEADER in self.request.headers
         self.faults = self.service.fault_actions(self.request.path, has_token)
         if "delay" in self.faults:
-            yield from self.sleep(self.faults["delay"])
-        for action, value in self.faults.items():
+            yield from self.sleep(self.strike("delay"))
+        for action in self.faults:
             if action == "status":
-                raise HTTPError(value, FAULT_REASON)
+                raise HTTPError(self.strike(action))
             if action == "refuse-token":
-                raise HTTPError(401, FAULT_REASON)
+                self.strike(action)
+                raise HTTPError(401)
             if action in ("reset", "no-answer"):
                 yield from self.leave_unanswered(action)
 
+    def strike(self, action):
+        """Return the value of an action, and note for the log that it takes effect."""
+        strike = self.faults[action]
+        self.struck += (printable(strike.words),)
+        return strike.value
+
     def leave_unanswered(self, action):
         """End the connection without an answer: by a reset, or when the client gives up."""
-        self.log_request(0, reason=FAULT_REASON + ": no answer")
+        self.strike(action)
+        self.log_request(0)
         if action == "reset":
             self.reset_when_closed()
         else:
             yield from self.discard(FOREVER)
-        raise ConnectionAbortedError(FAULT_REASON)
+        raise ConnectionAbortedError("a fault leaves it without an answer")
+
+    def shorten(self, response):
+        """Take the end of a body away, or all of it, as the faults demand."""
+        if response.status != 200 or not response.body:
+            return response
+        if "empty" in self.faults:
+            self.strike("empty")
+            return shortened(response, 0)
+        if "truncate" in self.faults:
+            return shortened(response, self.strike("truncate"))
+        return response
 
     def check_host(self):
         """Let in a Host that is known; nothing is done for a request before that.
@@ -3489,9 +3651,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self.found:
             return self.form.not_found()
         if "code" in self.faults:
-            code, message = self.faults["code"]
+            code, message = self.strike("code")
             if not message:
-                message = self.service.failure_message(code, self.found)
+                fault = printable(self.faults["code"].fault)
+                message = self.service.failure_message(code, self.found, fault)
             return self.form.failure(400, code, message, now)
         if not self.document and isinstance(self.found, SignedDocument):
             raise HTTPError(503, "no signature yet")
@@ -3500,6 +3663,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 503, "Failed", "the source of credentials for %s has none now; the log of "
                 "fake-metadata says why" % self.found.credentials.role, now)
         if "expired" in self.faults:
+            self.strike("expired")
             return expired_copy(self.document, now)
         return self.document
 
@@ -3629,6 +3793,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Log a request that is answered, or left without an answer."""
         seconds = time.monotonic() - self.began if self.began else 0
         limit = MAX_LOGGED_LINE if self.is_admitted else MAX_REFUSED_LINE
+        if self.struck:
+            reason = "; ".join(filter(None, (*self.struck, reason)))
         self.server.log.request(
             self.address_string(), self.request, code, size, seconds, reason, limit)
         if self.server.requests is not None and isinstance(self.request, Request):
@@ -4480,7 +4646,7 @@ def when(text: str) -> Moment:
     try:
         fixed = timestamp(text)
     except ValueError:
-        raise ValueError("not a time; write +90s (after start or reload) "
+        raise ValueError("not a time; write +90s (counted from when it is first read) "
                          "or 2026-12-01T08:00:00Z")
     return lambda start: fixed
 
@@ -4585,12 +4751,15 @@ FAULT_ACTIONS = {
     "refuse-token": None,
     "code": matching("[A-Za-z][A-Za-z0-9.]*", "AssumeRoleUnauthorizedAccess"),
     "expired": None,
+    "empty": None,
+    "truncate": whole_number(0, 999999999),
 }
 
 # When a fault strikes, and how often.
 FAULT_LIMITS = {
     "from": when,
     "for": duration,
+    "every": duration,
     "times": whole_number(1, 999999999),
     "probability": probability,
 }
@@ -4617,6 +4786,8 @@ def fault_rule(text: str) -> dict:
         values["code"] = values["code"], message
     elif message:
         raise ValueError("a message is that of a code; there is none")
+    if "every" in values and values.get("for", FOREVER) >= values["every"]:
+        raise ValueError("every needs a for that is shorter, such as: every 60s for 5s")
     actions = {action: values.pop(action) for action in FAULT_ACTIONS if action in values}
     if not actions:
         raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
@@ -5102,6 +5273,74 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; known are: " + ", ".join(sorted(known))
 
 
+# Key of [credentials] and [role NAME] -> the sources that use it; all use one that is not here.
+SOURCES_THAT_USE = {
+    "access-key-id": ("static",),
+    "secret-access-key": ("static",),
+    "session-token": ("static",),
+    "profile": ("profile",),
+    "file": ("profile",),
+    "command": ("process",),
+    "timeout": ("profile", "process"),
+}
+
+Idle = Tuple[str, str, str]  # section, key, why it does nothing
+
+
+def idle_settings(config: Configuration, service: MetadataService) -> List[str]:
+    """Say of each setting that does nothing as the others stand where it is, and why.
+
+    None of them is a mistake; only what is certain is told.
+    """
+    idle = [*idle_tags(config), *idle_credentials(config), *idle_events(service),
+            *idle_faults(service)]
+    return [str(ConfigError(words, section, printable(key), config.places.get((section, key), "")))
+            for section, key, words in idle]
+
+
+def idle_tags(config: Configuration) -> Iterator[Idle]:
+    """Find tags that are not served."""
+    if config["tags"] and config["metadata-options"]["instance-metadata-tags"] != "enabled":
+        yield "tags", "", ("not served, unless [metadata-options] has "
+                           "instance-metadata-tags = enabled")
+
+
+def idle_credentials(config: Configuration) -> Iterator[Idle]:
+    """Find settings of credentials that their source does not use, or for which there is no role.
+    """
+    for section, texts in config.texts.items():
+        settings = config[section]
+        if "source" not in settings:
+            continue
+        for key in [key for key, text in texts.items() if text]:
+            sources = SOURCES_THAT_USE.get(key, SOURCES)
+            if not settings.get("role", section):
+                yield section, key, "not used: role is empty"
+            elif settings["source"] not in sources:
+                yield section, key, "not used, unless source = " + " or ".join(sources)
+            elif key == "form" and not settings["path"]:
+                yield section, key, "not used: it is that of a path, and there is none"
+
+
+def idle_events(service: MetadataService) -> Iterator[Idle]:
+    """Find events that were over before they were read."""
+    for event in service.events:
+        if event.was_over():
+            yield "events", event.name, ("all its times are past: it is served as it ended, and "
+                                         "nothing happens any more")
+
+
+def idle_faults(service: MetadataService) -> Iterator[Idle]:
+    """Find faults that strike no more, or nothing."""
+    now, paths = service.clock(), service.every_path()
+    for fault in service.faults:
+        if fault.is_over(now):
+            yield "faults", fault.name, "is over: it strikes no more, until its text changes"
+        elif not any(fault.concerns(path, found) for path, found in paths.items()):
+            yield "faults", fault.name, ("strikes nothing: no path that is served matches, or has "
+                                         "what it changes")
+
+
 # How a configuration is written. Texts are {section: {key: text}}.
 
 Texts = Dict[str, Dict[str, str]]
@@ -5559,7 +5798,8 @@ class Service:
                 os.urandom, self._complain)
         with Mistakes(config.places) as mistakes:
             service = mistakes.attempt(
-                MetadataService, config, credentials, signer, self._box, (self.address[0],))
+                MetadataService, config, credentials, signer, self._box, (self.address[0],),
+                self.server.service)
         return credentials, signer, service
 
     def _make_signer(self, config):
@@ -5579,16 +5819,22 @@ class Service:
             self.signer.start()
 
     def _look_around(self):
-        """Refresh, each second, what credentials are due; write what has changed to the state."""
+        """Each second refresh what credentials are due; tell log and state what has changed."""
         self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
+        self._tell_events()
         self._state.update(self._served())
+
+    def _tell_events(self):
+        for words in self.server.service.news():
+            self.log.say(words)
 
     def _announce(self):
         address, port = self.server.server_address[:2]
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
         self._warn_of_readable_secrets()
+        self._tell_idle_settings()
         if not (address.startswith("127.") or address == "::1"):
             self.log.say(
                 "bound to %s: whoever reaches this address gets the credentials" % address)
@@ -5602,6 +5848,11 @@ class Service:
                 if os.stat(path).st_mode & stat.S_IROTH:
                     self.log.say(
                         "others can read %s, which has secrets in it: chmod o-r it" % path)
+
+    def _tell_idle_settings(self):
+        """Log what the configuration says without effect."""
+        for words in idle_settings(self.config, self.server.service):
+            self.log.say(words)
 
     def _adopt(self, config, credentials, service):
         """Put what a reload has made in the place of the old."""
@@ -5619,6 +5870,8 @@ class Service:
         self.log.say("reloaded: log reopened, %s" % read)
         self._keep_identity()
         self._warn_of_readable_secrets()
+        self._tell_idle_settings()
+        self._tell_events()
         bind = config["server"]["bind"]
         if bind and not self._address_option and bind != self.address:
             self.log.say("bind changed: takes effect at the next restart")
@@ -6709,8 +6962,11 @@ def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """Check everything that a start would check."""
-    Service(config_reader(options), address_option(options), os.devnull).close()
+    """Check everything that a start would check; warn of what does nothing."""
+    service = Service(config_reader(options), address_option(options), os.devnull)
+    for words in idle_settings(service.config, service.server.service):
+        warn(words)
+    service.close()
     print("%s: configuration ok" % (", ".join(options.config) or "no file"))
     return 0
 

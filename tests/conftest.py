@@ -56,11 +56,12 @@ def load(tmp_path):
 @pytest.fixture
 def make_metadata(load, clock):
     """Make the MetadataService that the text of a configuration describes, by the test's clock."""
-    def make(text="", box="a box"):
+    def make(text="", box="a box", former=None):
         config = load(text)
         credentials = fake_metadata.make_credentials(
             config, lambda words: None, lambda callback: callback())
-        return fake_metadata.MetadataService(config, credentials, SIGNER, box, clock=clock)
+        return fake_metadata.MetadataService(
+            config, credentials, SIGNER, box, former=former, clock=clock)
     return make
 
 

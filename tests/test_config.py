@@ -9,7 +9,7 @@ import pytest
 
 import fake_metadata
 from fake_metadata import ConfigError, load_config
-from service import PROGRAM
+from service import PROGRAM, wait_for
 
 SECRET = "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbQeThWmZq4t7"
 STATIC = "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n"
@@ -780,3 +780,90 @@ def test_no_duration(text):
 def test_when(text, seconds):
     """A WHEN counts from the start, or is a time of its own."""
     assert fake_metadata.when(text)(1000) == seconds
+
+
+# What does nothing.
+
+ROLE_PATH = "/latest/meta-data/iam/security-credentials/BaseIAMRole"
+PAST = "2020-01-01T00:00:00Z"
+IDLE = {  # configuration -> its line that does nothing, and what is said of it
+    "[tags]\nName = x\n": (1, "[tags]: not served, unless [metadata-options] has"),
+    "[credentials]\nprofile = dev\n": (
+        2, "[credentials] profile: not used, unless source = profile"),
+    "[credentials]\nsource = process\ncommand = x\nfile = y\n": (
+        4, "[credentials] file: not used, unless source = profile"),
+    "[role Build]\ntimeout = 3s\n": (
+        2, "[role Build] timeout: not used, unless source = profile or process"),
+    "[role Build]\nform = container\n": (
+        2, "[role Build] form: not used: it is that of a path, and there is none"),
+    "[credentials]\nrole =\nextended = yes\n": (
+        3, "[credentials] extended: not used: role is empty"),
+    "[events]\nspot-interruption = %s stop\n" % PAST: (
+        2, "[events] spot-interruption: all its times are past"),
+    "[events]\nrebalance-recommendation = %s\n" % PAST: (
+        2, "[events] rebalance-recommendation: all its times are past"),
+    "[events]\nscheduled-maintenance = %s system-reboot %s %s\n" % (PAST, PAST, PAST): (
+        2, "[events] scheduled-maintenance: all its times are past"),
+    "[events]\ntarget-lifecycle-state = %s Standby, %s InService\n" % (PAST, PAST): (
+        2, "[events] target-lifecycle-state: all its times are past"),
+    "[faults]\nx = /latest/* status 503 from %s for 5s\n" % PAST: (2, "[faults] x: is over"),
+    "[faults]\nx = /latest/metadata/* status 503\n": (2, "[faults] x: strikes nothing"),
+    "[faults]\nx = /latest/meta-data/mac code Failed\n": (2, "[faults] x: strikes nothing"),
+    "[faults]\nx = /latest/meta-data/no empty\n": (2, "[faults] x: strikes nothing"),
+    "[faults]\na b = %ss status 503\n" % ROLE_PATH: (2, "[faults] a b: strikes nothing"),
+}
+
+
+@pytest.mark.parametrize("text", IDLE)
+def test_setting_that_does_nothing(check, text):
+    """--test-config says what does nothing, with its place; it is no mistake."""
+    line, words = IDLE[text]
+
+    code, said = check(text)
+
+    assert code == 0
+    assert "FILE: configuration ok\n" in said
+    assert said.count("\n") == 2 and "fake-metadata: FILE:%d: %s" % (line, words) in said
+
+
+@pytest.mark.parametrize("text", [
+    "", "[metadata-options]\ninstance-metadata-tags = enabled\n[tags]\nName = x\n",
+    "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n"
+    "secret-access-key = secret\nsession-token =\nlifetime = 1h\ncommand =\n",
+    "[credentials]\nsource = profile\nprofile = x\nfile = /nowhere\ntimeout = 3s\n",
+    "[role Build]\nform = container\npath = /my/credentials\n",
+    "[credentials]\nrole =\n[role Build]\nlifetime = 1h\n",
+    "[events]\nspot-interruption = %s stop 2100-01-01T00:00:00Z\n" % PAST,
+    "[events]\nspot-interruption = +0s hibernate\n",
+    "[events]\nscheduled-maintenance = %s instance-stop %s\n" % (PAST, PAST),
+    "[events]\ntarget-lifecycle-state = InService\n",
+    "[events]\ntarget-lifecycle-state = %s Standby, +1h InService\n" % PAST,
+    "[faults]\nx = /latest/* status 503 from %s for 5s every 10s\n" % PAST,
+    "[faults]\nx = /latest/api/token status 503\n",
+    "[faults]\nx = /latest/api/token empty\n",
+    "[faults]\nx = /latest/meta-data/spot/* status 503\n",
+    "[faults]\nx = /latest/meta-data/spot/ status 404\n",
+    "[faults]\nx = /2021-03-23/meta-data/mac truncate 3\n",
+    "[faults]\nx = /latest/meta-data/iam/info code Failed\n",
+    "[faults]\nx = /v1/credentials expired\n",
+    "[faults]\nx = /v2/credentials/BaseIAMRole status 503\n",
+    "[metadata]\n/latest/dynamic/x = y\n[faults]\nx = /latest/dynamic/x empty\n",
+    "[events]\nspot-interruption = +1h stop\n"
+    "[faults]\nx = /latest/meta-data/spot/instance-action empty\n"])
+def test_setting_that_does_something(check, text):
+    """What has an effect, now or later, is not told."""
+    assert check(text) == (0, "FILE: configuration ok\n")
+
+
+def test_setting_that_does_nothing_in_the_log(serve):
+    """A start and a reload say in the log what does nothing; also that a fault is over."""
+    service = serve("[tags]\nName = x\n[faults]\nonce = /latest/* status 503 times 1\n")
+    assert re.search(r"fake-metadata: \S+:1: \[tags\]: not served", service.log())
+    assert "once" not in service.log()
+    assert service.get("/latest/meta-data/mac")[0] == 503
+
+    service.reload()
+
+    told = r"fake-metadata: \S+:4: \[faults\] once: is over: it strikes no more"
+    assert wait_for(lambda: re.search(told, service.log()))
+    assert service.log().count("[tags]: not served") == 2

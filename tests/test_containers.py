@@ -123,7 +123,7 @@ ANSWERS = [  # configuration, path, Authorization or None, status, content type,
     (ROLES + "[faults]\nx = /v2/* code Denied message \"Not you\"\n", "/v2/credentials/Build",
      None, 400, JSON, task_error("Denied", "Not you")),
     (ROLES + "[faults]\nx = /v1/* code Denied\n", "/v1/credentials", None, 400, TEXT,
-     "Denied: a fault of the configuration\n"),
+     "Denied: fault x in the configuration of fake-metadata\n"),
 ]
 
 

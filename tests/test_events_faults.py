@@ -3,6 +3,7 @@ import json
 import re
 import select
 import socket
+import time
 
 import pytest
 
@@ -22,6 +23,7 @@ class Answer:
 
     def __init__(self, loop, client):
         self.slept, self.is_reset = loop.slept, client.is_reset
+        self.reason = loop.noted[-1]  # in the log
         self.head, _, self.body = client.sent.decode().partition("\r\n\r\n")
         self.status = int(self.head.split()[1]) if self.head else None
 
@@ -213,8 +215,8 @@ def test_listing_of_meta_data_follows_events(make_metadata, clock):
     assert "spot/" in value(metadata, META).split("\n")
 
 
-def test_times_count_from_the_reload(make_metadata, clock):
-    """After a reload +90s is ninety seconds after the reload."""
+def test_times_count_from_the_first_reading(make_metadata, clock):
+    """+90s is ninety seconds after its text was first read, by a start or by a reload."""
     clock.now += 1000
 
     metadata = make_metadata("[events]\nrebalance-recommendation = +90s\n")
@@ -252,6 +254,136 @@ def test_own_value_outlasts_an_event(make_metadata, clock):
     clock.now += 90
 
     assert value(metadata, META + "spot") is None
+
+
+CHANGES = {  # event -> [(seconds after the start, what the log says)]
+    "spot-interruption = +90s terminate": [(90, "terminate at 2026-12-01T08:03:30Z")],
+    "spot-interruption = +90s hibernate": [(90, "hibernate at 2026-12-01T08:01:30Z")],
+    "spot-interruption = +0s stop %s" % AT_NINE: [(0, "stop at " + AT_NINE)],
+    "spot-interruption = 2026-12-01T07:00:00Z stop": [(0, "stop at 2026-12-01T07:02:00Z")],
+    "rebalance-recommendation = +60s": [(60, "noticeTime 2026-12-01T08:01:00Z")],
+    "rebalance-recommendation = +60s %s" % AT_NINE: [(60, "noticeTime " + AT_NINE)],
+    "target-lifecycle-state = InService, +120s Terminated": [
+        (0, "InService"), (120, "Terminated")],
+    REBOOT: [(30, "system-reboot at " + AT_NINE), (7200, "system-reboot completed")],
+    REBOOT + " canceled +60s": [
+        (30, "system-reboot at " + AT_NINE), (60, "system-reboot canceled")],
+    REBOOT + ", +40s instance-stop +1h": [
+        (30, "system-reboot at " + AT_NINE), (40, "instance-stop at " + AT_NINE),
+        (7200, "system-reboot completed")],
+}
+
+
+@pytest.mark.parametrize("event", CHANGES)
+def test_news_of_an_event(make_metadata, clock, event):
+    """What an event changes is told once, when it has come."""
+    metadata, told = make_metadata("[events]\n%s\n" % event), []
+    start, name = clock.now, event.partition(" ")[0]
+
+    for seconds in range(0, 7300, 10):
+        clock.now = start + seconds
+        told += [(seconds, words) for words in metadata.news()]
+
+    assert told == [(seconds, "event %s: %s" % (name, words)) for seconds, words in CHANGES[event]]
+
+
+def test_news_in_their_order(make_metadata, clock):
+    """Changes that are told together stand in the order in which they came."""
+    metadata = make_metadata("[events]\nspot-interruption = +90s stop\nrebalance-recommendation ="
+                             " +60s\ntarget-lifecycle-state = +70s Standby\n")
+    clock.now += 600
+
+    assert [words.split()[1] for words in metadata.news()] == [
+        "rebalance-recommendation:", "target-lifecycle-state:", "spot-interruption:"]
+
+
+# What goes on over a reload.
+
+def test_event_goes_on_over_a_reload(make_metadata, clock):
+    """An event whose text is the same keeps its times over a reload, and is not told again."""
+    text = "[events]\nspot-interruption = +90s stop\n"
+    first = make_metadata(text)
+    clock.now += 60
+    second = make_metadata(text + "rebalance-recommendation = +60s\n", former=first)
+    clock.now += 30
+    notice = '{"action": "stop", "time": "2026-12-01T08:03:30Z"}'
+    assert value(second, SPOT) == notice
+    assert second.news() == ["event spot-interruption: stop at 2026-12-01T08:03:30Z"]
+    clock.now += 30
+
+    third = make_metadata(text, former=second)
+
+    assert value(third, SPOT) == notice
+    assert value(second, REBALANCE) == '{"noticeTime": "2026-12-01T08:02:00Z"}'
+    assert third.news() == []
+
+
+def test_id_of_an_event_stays_over_a_reload(make_metadata, clock):
+    """A maintenance event that has not changed is the same one after a reload."""
+    text = "[events]\n%s\n" % REBOOT
+    metadata = make_metadata(text)
+    clock.now += 30
+    before = value(metadata, SCHEDULED)
+
+    assert value(make_metadata(text, former=metadata), SCHEDULED) == before != "[]"
+
+
+@pytest.mark.parametrize("between", [
+    "", "[events]\nspot-interruption =\n", "[events]\nspot-interruption = +91s stop\n"],
+    ids=["gone", "empty", "another text"])
+def test_event_begins_anew(make_metadata, clock, between):
+    """An event that was changed, or away for a while, begins anew."""
+    text = "[events]\nspot-interruption = +90s stop\n"
+    metadata = make_metadata(text)
+    clock.now += 90
+    assert value(metadata, SPOT) and metadata.news()
+
+    metadata = make_metadata(text, former=make_metadata(between, former=metadata))
+
+    assert value(metadata, SPOT) is None
+    clock.now += 90
+    assert value(metadata, SPOT) == '{"action": "stop", "time": "2026-12-01T08:05:00Z"}'
+    assert len(metadata.news()) == 1
+
+
+def test_window_goes_on_over_a_reload(make_metadata, clock):
+    """The time of a fault counts from when its text was first read."""
+    text = "[faults]\nx = /latest/* status 503 from +30s for 20s\n"
+    metadata, statuses = make_metadata(text), []
+
+    for _ in range(6):
+        statuses.append(ask(metadata, META + "mac").status)
+        clock.now += 10
+        metadata = make_metadata(text, former=metadata)
+
+    assert statuses == [200, 200, 200, 503, 503, 200]
+
+
+def test_times_go_on_over_a_reload(make_metadata):
+    """What a fault has struck already counts after a reload, unless its text has changed."""
+    text = "[faults]\nx = /latest/* status 503 times %d\n"
+    first = make_metadata(text % 2)
+    assert ask(first, META + "mac").status == 503
+
+    same = make_metadata(text % 2, former=first)
+    changed = make_metadata(text % 3, former=first)
+
+    assert [ask(same, META + "mac").status for _ in range(2)] == [503, 200]
+    assert [ask(changed, META + "mac").status for _ in range(4)] == [503, 503, 503, 200]
+
+
+def test_chances_go_on_over_a_reload(make_metadata):
+    """A fault with a probability goes on with its row of chances."""
+    text = "[faults]\nx = /latest/* status 503 probability 0.5\n"
+    whole, parts = make_metadata(text), make_metadata(text)
+    expected = [ask(whole, META + "mac").status for _ in range(40)]
+
+    statuses = []
+    for _ in range(4):
+        statuses += [ask(parts, META + "mac").status for _ in range(10)]
+        parts = make_metadata(text, former=parts)
+
+    assert statuses == expected
 
 
 # Faults: which requests.
@@ -296,6 +428,10 @@ def test_pattern(make_metadata, check, pattern, path, suffers):
     ("for 20s from +30s", [30, 49]),
     ("from 2026-12-01T08:00:30Z for 20s", [30, 49]),
     ("from +0s for 0s", []),
+    ("for 2s every 10s", [0, 1, 30, 50]),
+    ("every 49s for 2s", [0, 1, 49, 50]),
+    ("every 30s for 20s from +30s", [30, 49, 99999]),
+    ("every 500ms for 499ms", [0, 1, 29, 30, 49, 50, 99999]),
 ])
 def test_window(window, hits):
     """A fault strikes from its time on, for as long as it says, by default always."""
@@ -557,6 +693,131 @@ def test_fault_of_credentials_waits_for_credentials(make_metadata, what):
     assert first != second
 
 
+@pytest.mark.parametrize("action, length", [("empty", 0), ("truncate 40", 40), ("truncate 0", 0),
+                                            ("truncate 99999", 99999), ("truncate 9 empty", 0)])
+@pytest.mark.parametrize("method, path", [
+    ("GET", CREDENTIALS), ("GET", META), ("GET", META + "iam/info"), ("GET", "/latest/user-data"),
+    ("GET", "/v2/credentials/BaseIAMRole"), ("GET", "/"), ("HEAD", META), ("OPTIONS", META)])
+def test_shortened(make_metadata, action, length, method, path):
+    """A body can be cut off, or left out: all else is as if it were whole."""
+    text = "[credentials]\n%s[user-data]\ntext = %s\n" % (STATIC, "x" * 50)
+    whole = ask(make_metadata(text), path, method)
+
+    short = ask(make_metadata(text + "[faults]\nx = /* %s\n" % action), path, method)
+
+    size = int(re.search(r"Content-Length: (\d+)", whole.head).group(1))
+    cut = whole.head.replace("Content-Length: %d\r" % size,
+                             "Content-Length: %d\r" % min(size, length))
+    assert (short.head, short.body) == (cut, whole.body[:length])
+
+
+def test_shortened_session_token(make_metadata):
+    """The answer to a PUT of a session token can be cut off too."""
+    ttl = {TTL_HEADER.replace("-", "_"): 60}
+    metadata = make_metadata("[faults]\nx = /latest/api/token truncate 4\n")
+
+    answer = ask(metadata, "/latest/api/token", "PUT", **ttl)
+
+    assert (answer.status, answer.body) == (200, "AQAE")
+    assert "Token-Ttl-Seconds: 60\r\n" in answer.head and "Content-Length: 4\r\n" in answer.head
+
+
+@pytest.mark.parametrize("path", ["/no/such/path", META + "no", "/v2/credentials/Other"])
+def test_shortened_is_what_is_there(make_metadata, path):
+    """A refusal keeps its body, and does not use the fault up."""
+    metadata = make_metadata("[faults]\nx = /* empty times 1\n")
+
+    assert ask(metadata, path).body == ask(make_metadata(), path).body != ""
+    assert [bool(ask(metadata, META).body) for _ in range(2)] == [False, True]
+
+
+def test_shortened_failure(make_metadata):
+    """A document with another Code can be cut off like any other."""
+    metadata = make_metadata("[faults]\nx = /* code Failed truncate 22\n")
+
+    assert ask(metadata, CREDENTIALS).body == '{\n  "Code" : "Failed",'
+
+
+def test_again_and_again(make_metadata, clock):
+    """A fault with "every" strikes at its beginning, and then in each turn."""
+    metadata = make_metadata("[faults]\nnone = %s* empty every 60s for 5s\n" % META)
+    struck = []
+
+    for second in range(180):
+        if not ask(metadata, META + "mac").body:
+            struck.append(second)
+        clock.now += 1
+
+    assert struck == [*range(5), *range(60, 65), *range(120, 125)]
+
+
+@pytest.mark.parametrize("words", ["every 60s", "every 60s for 60s", "every 60s for 2m"])
+def test_every_needs_a_shorter_for(check, words):
+    """A fault that recurs says for how long it strikes each time, and that is shorter."""
+    assert check("[faults]\nx = /latest/* empty %s\n" % words) == (1, (
+        "fake-metadata: FILE:2: [faults] x: every needs a for that is shorter, such as: "
+        "every 60s for 5s\n"))
+
+
+# Faults: what the log says.
+
+REASONS = {  # lines of [faults] -> what the log says behind the request
+    "outage = /* status 503": "fault outage: 503",
+    "slow = /* delay 1500ms": "fault slow: delay 1.5s",
+    "once = /* reset times 1": "fault once: reset",
+    "silent = /* no-answer": "fault silent: no-answer",
+    "none = /* empty": "fault none: empty",
+    "half = /* truncate 40": "fault half: truncate 40",
+    "stale = /* expired": "fault stale: expired",
+    'denied = /* code Foo message "a text"': "fault denied: code Foo",
+    "a token = /* refuse-token": "fault a token: refuse-token",
+    "x = /* delay 1s status 503": "fault x: delay 1s; fault x: 503",
+    "a = /* delay 1s\nb = /* delay 500ms\nc = /* reset":
+        "fault a: delay 1s; fault b: delay 0.5s; fault c: reset",
+    "a = /* code Foo\nb = /* truncate 9\nc = /* expired":
+        "fault a: code Foo; fault b: truncate 9",  # what is no document any more cannot expire
+    "a = /* status 500\nb = /* status 503": "fault a: 500",
+    "a = /no/such/path status 503": "",
+}
+
+
+@pytest.mark.parametrize("lines", REASONS)
+def test_reason_in_the_log(make_metadata, lines):
+    """The line of a request names the faults that struck it, and what they did."""
+    metadata = make_metadata("[faults]\n%s\n" % lines)
+
+    answer = ask(metadata, CREDENTIALS, X_aws_ec2_metadata_token=TOKENS.issue(60))
+
+    assert answer.reason == REASONS[lines]
+
+
+def test_reason_beside_another(make_metadata):
+    """A request that is refused behind a fault has both reasons in the log."""
+    metadata = make_metadata("[metadata-options]\nhttp-tokens = required\n"
+                             "[faults]\nslow = /* delay 2s\n")
+
+    assert ask(metadata, META).reason == (
+        "fault slow: delay 2s; no session token, and http-tokens is required")
+
+
+def test_reason_without_a_fault(make_metadata):
+    """A request that no fault strikes has no reason in the log, on the same connection too."""
+    metadata = make_metadata("[faults]\nx = /* empty times 1\n")
+    loop, _ = converse(metadata, TOKENS, b"GET /latest/ HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2)
+
+    assert loop.noted[-1] == ""
+
+
+def test_name_of_a_fault_cannot_break_the_log(make_metadata):
+    """What is not printable in the name of a fault is not in the log, nor are braces a form."""
+    metadata = make_metadata("[faults]\na\x1b{role} = /* code Foo\n")
+
+    answer = ask(metadata, CREDENTIALS)
+
+    assert answer.reason == "fault a?{role}: code Foo"
+    assert answer.document["Message"] == "fault a?{role} in the configuration of fake-metadata"
+
+
 # Faults on the wire.
 
 FAULTS = """
@@ -566,6 +827,7 @@ reset   = /latest/meta-data/profile reset
 silent  = /latest/meta-data/system no-answer
 once    = /latest/meta-data/ami-id status 503 times 1
 denied  = /latest/meta-data/mac status 429
+half    = /latest/meta-data/iam/info truncate 9
 token   = /latest/api/token reset times 1
 """
 
@@ -605,6 +867,23 @@ def test_no_answer(faulty):
         assert faulty.get(META + "instance-id")[0] == 200
 
 
+def test_unanswered_request_in_the_log(faulty):
+    """A request that a fault leaves without an answer has a line too, at once."""
+    with faulty.connect() as silent:
+        silent.sendall(b"GET /latest/meta-data/system HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+        assert wait_for(lambda: re.search(
+            r'meta-data/system HTTP/1\.1" 0 0 .*" fault silent: no-answer\n', faulty.log()))
+
+
+def test_truncated_looks_whole(faulty):
+    """A client takes a body that is cut off for a whole one, and the connection goes on."""
+    got = faulty.raw(b"GET /latest/meta-data/iam/info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+
+    assert b'\r\n\r\n{\n  "CodeHTTP/1.1 200 OK\r\n' in got
+
+
 def test_connection_after_a_fault(faulty):
     """After a status by a fault the connection goes on, and after its times the path is good."""
     got = faulty.raw(b"GET /latest/meta-data/ami-id HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2
@@ -622,11 +901,11 @@ def test_token_that_is_reset_once(faulty):
 
 
 def test_fault_in_the_log(faulty):
-    """The log says of a refusal that the configuration asked for it."""
+    """The log says of a refusal which fault it is."""
     faulty.get(META + "mac")
 
     assert wait_for(lambda: re.search(
-        r'meta-data/mac HTTP/1\.1" 429 .* a fault of the configuration', faulty.log()))
+        r'meta-data/mac HTTP/1\.1" 429 .*" fault denied: 429\n', faulty.log()))
 
 
 def test_faults_end_with_a_reload(serve):
@@ -637,6 +916,51 @@ def test_faults_end_with_a_reload(serve):
     service.reload("")
 
     assert service.get(META + "mac")[0] == 200
+
+
+def test_events_and_faults_over_a_hup(serve):
+    """HUP begins nothing anew but what has changed; the log tells once of an event that begins."""
+    text = ("[faults]\ntwice = /latest/meta-data/mac status 503 times 2\n"
+            "[events]\nspot-interruption = +0s stop\n%s = +0s%s\n")
+    rebalance = "rebalance-recommendation"
+    service = serve(text % (rebalance, ""))
+    notice = service.get(SPOT)[2]
+    recommended = service.get(REBALANCE)[2]
+    assert service.get(META + "mac")[0] == 503
+    wait_for(lambda: utc(time.time()) > json.loads(recommended)["noticeTime"])
+
+    service.reload()
+    assert service.get(SPOT)[2] == notice and service.get(REBALANCE)[2] == recommended
+    assert [service.get(META + "mac")[0] for _ in range(2)] == [503, 200]
+    service.reload(text % (rebalance, " "))  # blanks at the end are none
+    service.reload(text % (rebalance, " +1h"))
+
+    assert service.get(SPOT)[2] == notice
+    assert service.get(REBALANCE)[2] != recommended
+    time_of_notice = json.loads(notice)["time"]
+    log = service.log()
+    assert log.count("fake-metadata: event spot-interruption: stop at " + time_of_notice) == 1
+    assert log.count("fake-metadata: event %s: noticeTime" % rebalance) == 2
+
+
+def test_event_that_nobody_asks_for(serve):
+    """An event that begins is in the log, though nobody asks."""
+    service = serve("[events]\nspot-interruption = +1s terminate\n")
+
+    assert wait_for(lambda: "event spot-interruption: terminate at 2" in service.log())
+
+
+def test_event_over_a_bad_reload(serve):
+    """A configuration that is refused leaves events as they are."""
+    text = "[events]\nspot-interruption = +0s stop\n"
+    service = serve(text)
+    notice = service.get(SPOT)[2]
+    wait_for(lambda: utc(time.time() + 119) > json.loads(notice)["time"])
+
+    service.reload(text + "x = y\n")
+    service.reload(text)
+
+    assert service.get(SPOT)[2] == notice
 
 
 # Container credentials, further roles, the extended path.

@@ -301,7 +301,7 @@ def test_ids_of_one_account_differ():
      "Instance Profile with Id AIPA26TZ7R3WAAAAAAAAA cannot be found.  " + HELP),
     ('code AssumeRoleUnauthorizedAccess message "No, {role}"',
      "iam/security-credentials/BaseIAMRole", "AssumeRoleUnauthorizedAccess", "No, {role}"),
-    ("code Other", "iam/info", "Other", "a fault of the configuration"),
+    ("code Other", "iam/info", "Other", "fault x in the configuration of fake-metadata"),
 ])
 def test_failure(make_metadata, fault, path, code, message):
     """A failure on demand has the text of the real one (captures, 2024), or the one that is set."""
