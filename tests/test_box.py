@@ -916,7 +916,7 @@ def test_readme_about_now(box):
     before = credentials(box)
     for command in readme_commands("Now, and until the next boot"):
         box.ok(command, env={"SECRET": "a-secret"})
-        if "set events" in command:
+        if " set events" in command:
             assert "terminate" in fact(box, SPOT)
     assert credentials(box) != before
     box.ok(GET + "-H 'Authorization: a-secret' http://127.0.0.1:8000/creds")
