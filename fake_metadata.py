@@ -5246,10 +5246,16 @@ def metadata_line(path: str, text: str) -> str:
 
 def check_source(section: str, settings: Dict[str, Any]) -> None:
     """Refuse a source of credentials without the keys that it needs."""
-    source = settings.get("source")
-    for key in SOURCES[source].needs if source else ():
+    if not has_source(section):
+        return
+    for key in SOURCES[settings["source"]].needs:
         if not settings[key]:
-            raise ConfigError("missing; source = %s needs it" % source, section, key)
+            raise ConfigError("missing; source = %s needs it" % settings["source"], section, key)
+
+
+def has_source(section: str) -> bool:
+    """Tell whether a section is about credentials, and has a source."""
+    return "source" in SETTINGS[kind_of(section)]
 
 
 def shown_key(key: str, instead: str = "(a line)") -> str:
@@ -5310,7 +5316,7 @@ def idle_credentials(config: Configuration) -> Iterator[Idle]:
     """
     for section, texts in config.texts.items():
         settings = config[section]
-        if "source" not in settings:
+        if not has_source(section):
             continue
         for key in [key for key, text in texts.items() if text]:
             sources = SOURCES_THAT_USE.get(key, SOURCES)

@@ -247,14 +247,15 @@ def configurations(draw):
                       st.binary(max_size=300)))
 @example(text=b"\xef\xbb\xbf[server]\nbind = localhost\n")
 @example(text=b"[credentials]\n= x\n")
+@example(text=b"[metadata]\nsource = 0\n")
 def test_any_configuration_is_good_or_refused(tmp_path, text):
-    """A configuration makes a whole service, or is refused in one line that names the file."""
+    """A configuration makes a whole service, or is refused in a line for each mistake."""
     path = tmp_path / "fuzz.conf"
     path.write_bytes(text)
     try:
         metadata = make_metadata(path)
     except fake_metadata.ConfigError as error:
-        assert "\n" not in str(error)
+        assert all(line.isprintable() and line for line in str(error).split("\n"))
         return
     for path in metadata.paths()[:300]:
         found = metadata.find(path)
