@@ -214,7 +214,9 @@ class ConfigError(Exception):
         return file, int(line) if line.isdigit() else 0
 
     def __str__(self):
-        name = "[%s] %s" % (shown_section(self.section), self.key) if self.section else ""
+        name = ""
+        if self.section:
+            name = "[%s] %s" % (shown_section(self.section), printable(self.key))
         return ": ".join(filter(None, (self.place, name.strip(), super().__str__())))
 
 
@@ -4587,6 +4589,13 @@ def one_path(text: str) -> str:
     return canonical_path(text)
 
 
+def fault_name(text: str) -> str:
+    """Take the name of a fault, which the log shows."""
+    if len(text) > 64 or not text.isprintable():
+        raise ValueError("the name of a fault has 64 characters at most, all of them printable")
+    return text
+
+
 def metadata_key(text: str) -> str:
     """Take a key of [metadata], and return its path."""
     if not METADATA_PATH.fullmatch(text):
@@ -4933,7 +4942,7 @@ TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@#-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
 # Section with any key -> the parser of its keys.
-KEY_PARSERS = {"tags": tag_key, "metadata": metadata_key}
+KEY_PARSERS = {"tags": tag_key, "metadata": metadata_key, "faults": fault_name}
 
 # Keys of [instance] that an environment variable overrides.
 VARIABLES = {

@@ -248,6 +248,7 @@ def configurations(draw):
 @example(text=b"\xef\xbb\xbf[server]\nbind = localhost\n")
 @example(text=b"[credentials]\n= x\n")
 @example(text=b"[metadata]\nsource = 0\n")
+@example(text=b"[faults]\n\x1b = \n[]\n\n")
 def test_any_configuration_is_good_or_refused(tmp_path, text):
     """A configuration makes a whole service, or is refused in a line for each mistake."""
     path = tmp_path / "fuzz.conf"
