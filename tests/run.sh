@@ -1,7 +1,7 @@
 #!/bin/sh
 # Set up what the tests need and run them: all but those on booted boxes (tests/test_box.py), unless asked for.
 # Usage: sh tests/run.sh [PYTEST ARGUMENT...]
-#   sh tests/run.sh                                 everything that a few minutes allow
+#   sh tests/run.sh                                 everything that a few minutes allow, on all processors
 #   sh tests/run.sh -k token                        some of it
 #   sh tests/run.sh tests/test_box.py               the booted boxes; needs root and debootstrap
 #   PYTHON=/opt/python3.7 sh tests/run.sh           with another Python than python3
@@ -68,7 +68,7 @@ main() {
     VENV=.venv/$("$PYTHON" -c "import sys; print('%d.%d' % sys.version_info[:2])")
     find_tester
     say "testing with $("$TESTER" --version) ($TESTER)"
-    names_a_test "$@" || set -- --ignore=tests/test_box.py tests "$@"
+    names_a_test "$@" || set -- --numprocesses=auto --ignore=tests/test_box.py tests "$@"
     exec "$TESTER" -m pytest "$@"
 }
 

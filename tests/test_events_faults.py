@@ -809,13 +809,14 @@ def test_reason_without_a_fault(make_metadata):
 
 
 def test_name_of_a_fault_cannot_break_the_log(make_metadata):
-    """What is not printable in the name of a fault is not in the log, nor are braces a form."""
-    metadata = make_metadata("[faults]\na\x1b{role} = /* code Foo\n")
+    """Braces in the name of a fault are no form; what is not printable is refused."""
+    answer = ask(make_metadata("[faults]\na {role} = /* code Foo\n"), CREDENTIALS)
 
-    answer = ask(metadata, CREDENTIALS)
-
-    assert answer.reason == "fault a?{role}: code Foo"
-    assert answer.document["Message"] == "fault a?{role} in the configuration of fake-metadata"
+    assert answer.reason == "fault a {role}: code Foo"
+    assert answer.document["Message"] == "fault a {role} in the configuration of fake-metadata"
+    for name in ("a\x1b", "a" * 65):
+        with pytest.raises(fake_metadata.ConfigError, match="printable"):
+            make_metadata("[faults]\n%s = /* code Foo\n" % name)
 
 
 # Faults on the wire.
