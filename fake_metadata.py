@@ -3540,7 +3540,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def strike(self, action):
         """Return the value of an action, and note for the log that it takes effect."""
         strike = self.faults[action]
-        self.struck += (printable(strike.words),)
+        self.struck += (strike.words,)
         return strike.value
 
     def leave_unanswered(self, action):
@@ -3655,8 +3655,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "code" in self.faults:
             code, message = self.strike("code")
             if not message:
-                fault = printable(self.faults["code"].fault)
-                message = self.service.failure_message(code, self.found, fault)
+                message = self.service.failure_message(
+                    code, self.found, self.faults["code"].fault)
             return self.form.failure(400, code, message, now)
         if not self.document and isinstance(self.found, SignedDocument):
             raise HTTPError(503, "no signature yet")
@@ -5309,7 +5309,7 @@ def idle_settings(config: Configuration, service: MetadataService) -> List[str]:
     """
     idle = [*idle_tags(config), *idle_credentials(config), *idle_events(service),
             *idle_faults(service)]
-    return [str(ConfigError(words, section, printable(key), config.places.get((section, key), "")))
+    return [str(ConfigError(words, section, key, config.places.get((section, key), "")))
             for section, key, words in idle]
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from conversation import converse
-from fake_metadata import Fault, SessionTokens, fault_rule, utc
+from fake_metadata import ConfigError, Fault, SessionTokens, fault_rule, utc
 from service import TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 META = "/latest/meta-data/"
@@ -815,7 +815,7 @@ def test_name_of_a_fault_cannot_break_the_log(make_metadata):
     assert answer.reason == "fault a {role}: code Foo"
     assert answer.document["Message"] == "fault a {role} in the configuration of fake-metadata"
     for name in ("a\x1b", "a" * 65):
-        with pytest.raises(fake_metadata.ConfigError, match="printable"):
+        with pytest.raises(ConfigError, match="printable"):
             make_metadata("[faults]\n%s = /* code Foo\n" % name)
 
 
