@@ -6459,10 +6459,10 @@ class Crawler:
             raise CaptureError("%s: over %d paths" % (self._client.url, MAX_CAPTURED_PATHS))
         if not LISTED_NAME.fullmatch(name):
             self._note(path, "is no name of a path")
-        elif name.endswith("/"):
-            self._take_directory(path)
         elif CREDENTIALS_DIRECTORY.search(path) or path in SIGNATURES_OF_DOCUMENT:
             self.documents[path] = None
+        elif name.endswith("/"):
+            self._take_directory(path)
         else:
             self._take_value(path)
 
@@ -6495,11 +6495,14 @@ class Crawler:
             self.documents["/latest/user-data"] = content
 
     def _listing(self, path):
-        """Return the names in a directory; none if it is not there."""
+        """Return the names in a directory; none if it is not there, or has credentials instead."""
         body = self._client.get(path + "/")
         if body is None:
-            body = self._client.get(path)
-        return names_in(body or b"")
+            body = self._client.get(path) or b""
+        if SECRET_TEXT.search(body.decode("latin-1")):
+            self._note(path, "has a secret in it")
+            return []
+        return names_in(body)
 
     def _is_listing(self, path, body):
         """Tell whether a value is a listing, where directories are not told by a slash.

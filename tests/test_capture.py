@@ -232,6 +232,35 @@ def test_nothing_secret(serve):
     assert [path for path in asked if re.search("security-credentials[^/]*/.", path)] == []
 
 
+KEYS = {"AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "wJalrXUtnFEMI", "Token": "AQAE"}
+
+
+@pytest.mark.parametrize("listing", [json.dumps(KEYS, separators=(",", ":")),
+                                     json.dumps(KEYS, indent=2)], ids=["one-line", "pretty"])
+def test_credentials_instead_of_a_listing(listing):
+    """A mock that serves credentials where it should list roles has none of them printed."""
+    with mock({META: "instance-id\n", META + "instance-id": "i-0123456789abcdef0",
+               META + "iam/security-credentials/": listing}) as url:
+        text, notes = captured(url)
+
+    assert notes == [META + "iam/security-credentials has a secret in it: left out"]
+    assert not re.search("ASIA|wJalr|AQAE|SecretAccessKey", text)
+
+
+def test_role_that_is_listed_as_a_directory():
+    """A role with a slash behind it is a role all the same, and is not asked for."""
+    def asked(handler):
+        raise AssertionError("credentials were asked for")
+
+    roles = META + "iam/security-credentials/"
+    with mock({META: "instance-id\n", META + "instance-id": "i-0123456789abcdef0",
+               roles: "Build/", roles + "Build": asked, roles + "Build/": asked}) as url:
+        text, notes = captured(url)
+
+    assert "[credentials]\nrole = Build\n" in text
+    assert notes == []
+
+
 def run_capture(url, python=sys.executable, **environ):
     """Run --capture; return its exit code, stdout and stderr."""
     done = subprocess.run(
