@@ -5346,14 +5346,14 @@ def idle_events(service: MetadataService) -> Iterator[Idle]:
 
 
 def idle_faults(service: MetadataService) -> Iterator[Idle]:
-    """Find faults that strike no more, or nothing."""
+    """Find faults that strike no more, or nothing that is served."""
     now, paths = service.clock(), service.every_path()
     for fault in service.faults:
         if fault.is_over(now):
             yield "faults", fault.name, "is over: it strikes no more, until its text changes"
         elif not any(fault.concerns(path, found) for path, found in paths.items()):
-            yield "faults", fault.name, ("strikes nothing: no path that is served matches, or has "
-                                         "what it changes")
+            yield "faults", fault.name, ("matches no path that is served, or none that has what "
+                                         "it changes")
 
 
 # How a configuration is written. Texts are {section: {key: text}}.

@@ -807,10 +807,10 @@ IDLE = {  # configuration -> its line that does nothing, and what is said of it
     "[events]\ntarget-lifecycle-state = %s Standby, %s InService\n" % (PAST, PAST): (
         2, "[events] target-lifecycle-state: all its times are past"),
     "[faults]\nx = /latest/* status 503 from %s for 5s\n" % PAST: (2, "[faults] x: is over"),
-    "[faults]\nx = /latest/metadata/* status 503\n": (2, "[faults] x: strikes nothing"),
-    "[faults]\nx = /latest/meta-data/mac code Failed\n": (2, "[faults] x: strikes nothing"),
-    "[faults]\nx = /latest/meta-data/no empty\n": (2, "[faults] x: strikes nothing"),
-    "[faults]\na b = %ss status 503\n" % ROLE_PATH: (2, "[faults] a b: strikes nothing"),
+    "[faults]\nx = /latest/metadata/* status 503\n": (2, "[faults] x: matches no path"),
+    "[faults]\nx = /latest/meta-data/mac code Failed\n": (2, "[faults] x: matches no path"),
+    "[faults]\nx = /latest/meta-data/no empty\n": (2, "[faults] x: matches no path"),
+    "[faults]\na b = %ss status 503\n" % ROLE_PATH: (2, "[faults] a b: matches no path"),
 }
 
 
