@@ -5457,28 +5457,6 @@ def overlay_in_words(path: str, configs: List[str]) -> List[str]:
     return lines
 
 
-def state_in_words(state: Dict[str, Any]) -> List[str]:
-    """Describe what is served, by the state that the service has written."""
-    lines = ["read at %s:" % (state["read-at"] or "(not yet)")]
-    for path, changed in state["read"].items():
-        lines.append("  %s%s" % (path, file_remark(path, changed)))
-    if state["error"]:
-        lines.append("the last change did not work:")
-        lines += ["  " + line for line in state["error"].split("\n")]
-    lines.append("served:")
-    lines += ["  role %s: %s" % role for role in state["roles"].items()]
-    lines += ["  event %s has begun" % name for name in state["events"]]
-    lines += ["  fault %s strikes" % name for name in state["faults"]]
-    return lines
-
-
-def file_remark(path: str, changed: str) -> str:
-    """Say, of a file that was read, when it had been changed, and whether it has been since."""
-    if changes_of([path])[path] != changed:
-        return ", changed since then: service fake-metadata reload"
-    return ", of %s" % utc(float(changed)) if changed else ", which is not there"
-
-
 def settings_of(texts: Texts) -> List[Tuple[str, str]]:
     """List section and key of each setting."""
     return [(section, key) for section, keys in texts.items() for key in keys]
@@ -5563,7 +5541,8 @@ class State:
     The file `state` in RUNTIME_DIRECTORY is JSON, a key a line, without secrets:
 
         "starts", "reloads", "rotations"   how many of each there were within this boot
-        "error"     why the last of them did not work; "" if it did
+        "error"     why the last start or reload did not work; "" if it did
+        "rotation-error"    the same of the last rotation
         "read"      {FILE: when it was last changed, as `stat -c %.9Y` says it}, of the last reading
         "read-at"   when that was
         "roles"     {ROLE: "...WXYZ, until 2026-12-01T08:00:00Z", or "none"}
@@ -5580,9 +5559,9 @@ class State:
             if isinstance(former[name], int):
                 self._fields[name] = former[name]
 
-    def count(self, name: str, error: str, served: dict) -> None:
+    def count(self, name: str, fields: dict) -> None:
         """Note one more start, reload or rotation, and what became of it."""
-        self.update({name: self._fields[name] + 1, "error": error, **served})
+        self.update({name: self._fields[name] + 1, **fields})
 
     def note_reading(self, changes: Dict[str, str]) -> None:
         """Note the files that are read now; it is written with what comes of it."""
@@ -5601,6 +5580,7 @@ EMPTY_STATE = {
     "reloads": 0,
     "rotations": 0,
     "error": "",
+    "rotation-error": "",
     "read": {},
     "read-at": "",
     "roles": {},
@@ -5628,6 +5608,30 @@ def changes_of(paths: Iterable[str]) -> Dict[str, str]:
         with contextlib.suppress(OSError):
             changes[path] = "%d.%09d" % divmod(os.stat(path).st_mtime_ns, 10 ** 9)
     return changes
+
+
+def state_in_words(state: Dict[str, Any]) -> List[str]:
+    """Describe what is served, by the state that the service has written."""
+    lines = ["read at %s:" % (state["read-at"] or "(not yet)")]
+    for path, changed in state["read"].items():
+        lines.append("  %s%s" % (path, file_remark(path, changed)))
+    if state["error"]:
+        lines.append("not taken, what was served before stays:")
+        lines += ["  " + line for line in state["error"].split("\n")]
+    if state["rotation-error"]:
+        lines += ["the last rotation did not work:", "  " + state["rotation-error"]]
+    lines.append("served:")
+    lines += ["  role %s: %s" % role for role in state["roles"].items()]
+    lines += ["  event %s has begun" % name for name in state["events"]]
+    lines += ["  fault %s strikes" % name for name in state["faults"]]
+    return lines
+
+
+def file_remark(path: str, changed: str) -> str:
+    """Say, of a file that was read, when it had been changed, and whether it has been since."""
+    if changes_of([path])[path] != changed:
+        return ", changed since then: service fake-metadata reload"
+    return ", of %s" % utc(float(changed)) if changed else ", which is not there"
 
 
 # ---------------------------------------------------------------- process ---------------------
@@ -5683,7 +5687,7 @@ class Service:
             if code == errno.EADDRINUSE:
                 reason += another_port(*self.address)
             raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
-        self._state.count("starts", "", self._served())
+        self._state.count("starts", {"error": "", **self._served()})
         self._announce()
         self._look_around()
         self._keep_identity()
@@ -5711,7 +5715,7 @@ class Service:
             self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % (
                 "; ".join(trouble.splitlines())))
-        self._state.count("reloads", trouble, self._served())
+        self._state.count("reloads", {"error": trouble, **self._served()})
 
     def configure(self, read_config: Callable[[], Configuration]) -> None:
         """Take another configuration, and reopen the log. Raises ConfigError, and changes nothing.
@@ -5781,7 +5785,7 @@ class Service:
         served, trouble = self._served(), self.trouble()
         roles = ["%s %s" % role for role in served["roles"].items()]
         self.log.say("not rotated: %s" % trouble if trouble else "rotated: %s" % "; ".join(roles))
-        self._state.count("rotations", trouble, served)
+        self._state.count("rotations", {"rotation-error": trouble, **served})
 
     def _served(self):
         """Return what the state says of what is served now."""

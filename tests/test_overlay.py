@@ -333,7 +333,7 @@ def test_rotation_that_takes_its_time(watched, tmp_path):
     service.get("/latest/")
     assert state()["rotations"] == 0
     (tmp_path / "slow").unlink()
-    assert wait_until(state, rotations=1)["error"] == ""
+    assert wait_until(state, rotations=1)["rotation-error"] == ""
 
 
 def test_rotation_that_fails(watched, tmp_path):
@@ -346,7 +346,7 @@ def test_rotation_that_fails(watched, tmp_path):
     service.signal(signal.SIGUSR1)
 
     found = wait_until(state, rotations=1)
-    assert found["error"].startswith("no new credentials for BaseIAMRole: ")
+    assert found["rotation-error"].startswith("no new credentials for BaseIAMRole: ")
     assert found["roles"]["BaseIAMRole"].startswith("...MPLE")
     wait_for(lambda: "not rotated: no new credentials for BaseIAMRole: " in service.log())
 
@@ -400,3 +400,15 @@ def test_show_says_what_is_served(watched, overlay, tmp_path):
     service.write_config("")
     _, said = run(command, RUNTIME_DIRECTORY=str(tmp_path / "run"))
     assert "fake-metadata.conf, changed since then: service fake-metadata reload\n" in said
+
+
+def test_rotation_after_a_bad_reload(watched, overlay, tmp_path):
+    """After a rotation show still says that the file, as it is now, is not what is served."""
+    service, state = watched("")
+    service.reload("[instance]\nbogus = 1\n")
+    service.signal(signal.SIGUSR1)
+    wait_until(state, reloads=1, rotations=1)
+
+    _, said = run(["--overlay", str(overlay), "show"], RUNTIME_DIRECTORY=str(tmp_path / "run"))
+    assert "not taken, what was served before stays:\n  %s:2: [instance] bogus" % (
+        service.config_path) in said
