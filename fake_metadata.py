@@ -52,6 +52,7 @@ import functools
 import hashlib
 import heapq
 import hmac
+import http.client
 import http.server
 import ipaddress
 import itertools
@@ -6269,7 +6270,6 @@ OMISSIBLE = (
 DERIVED = (
     "availability-zone-id", "architecture", "local-hostname", "public-hostname",
     "instance-profile")
-
 
 
 class CaptureError(Exception):
