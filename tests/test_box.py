@@ -1757,6 +1757,17 @@ def test_set_that_the_service_does_not_take(unset):
     assert fact(unset, "instance-type") == "m7g.large"
 
 
+def test_set_on_a_full_disk(unset):
+    """Where /run is full set fails, and leaves the old overlay and nothing else."""
+    unset.ok(SERVICE + "set metadata.long -", stdin="x" * 5000)
+    before = unset.ok("ls /run/fake-metadata; cat " + OVERLAY)
+    unset.run("dd if=/dev/zero of=/run/filler bs=1M; truncate -s -4K /run/filler")
+    result = unset.run(SERVICE + "set metadata.short x")
+    unset.ok("rm /run/filler")
+    assert result.code == 1 and "No space left" in result.err, result
+    assert unset.ok("ls /run/fake-metadata; cat " + OVERLAY) == before
+
+
 def test_secret_that_is_set(unset):
     """A secret from standard input is seen neither by ps, in the log, nor in what is said."""
     unset.ok("rm -f /run/watch.*; cat >/run/watch.word; python3 -c '%s' </run/watch.word "
