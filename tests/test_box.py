@@ -1757,6 +1757,14 @@ def test_set_that_the_service_does_not_take(unset):
     assert fact(unset, "instance-type") == "m7g.large"
 
 
+def test_set_that_does_nothing(unset):
+    """What does nothing as the rest of the configuration is says so."""
+    result = unset.run(SERVICE + "set tags.Name x")
+    assert result.code == 0 and "tags.Name = x (until" in result.out
+    assert OVERLAY + ":2: [tags]: not served, unless" in result.err
+    assert unset.run(SERVICE + "set metadata-options.instance-metadata-tags enabled").err == ""
+
+
 def test_set_on_a_full_disk(unset):
     """Where /run is full set fails, and leaves the old overlay and nothing else."""
     unset.ok(SERVICE + "set metadata.long -", stdin="x" * 5000)
