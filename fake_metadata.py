@@ -6219,7 +6219,10 @@ KNOWN_NAMES = {path[len(META_DATA):].partition("/")[0]
                for path in ROUTES if path.startswith(META_DATA)}
 KNOWN_DIRECTORIES = set(directories_of(ROUTES))
 CREDENTIALS_DIRECTORY = re.compile("/security-credentials(-extended)?/")
-SECRET_TEXT = re.compile("SecretAccessKey|aws_secret_access_key|PRIVATE KEY-----", re.IGNORECASE)
+# In JSON, in JSON within JSON, in XML, in a credentials file; the word alone may be a name.
+SECRET_TEXT = re.compile(
+    r"""(Secret_?Access_?Key|Session_?Token|"Token)[\\"']*\s*[:=>]|PRIVATE KEY-----""",
+    re.IGNORECASE)
 
 # A name in a listing; AEMM lists whole paths. No "%" and "?", which would change the request.
 LISTED_NAME = re.compile(r"(?=[!-~]{1,512}$)(?!(.*/)?\.\.?(/|$))([^/%?]+/)*[^/%?]+/?")

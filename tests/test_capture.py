@@ -232,6 +232,39 @@ def test_nothing_secret(serve):
     assert [path for path in asked if re.search("security-credentials[^/]*/.", path)] == []
 
 
+SECRETS = {
+    "json": '{"secretAccessKey":"wJalr"}',
+    "json-in-json": json.dumps({"x": json.dumps({"SecretAccessKey": "wJalr"})}),
+    "token": '{"Token" : "wJalr"}',
+    "file": "[default]\naws_session_token = wJalr",
+    "variables": "export AWS_SECRET_ACCESS_KEY='wJalr'",
+    "xml": "<SecretAccessKey>wJalr</SecretAccessKey>",
+    "key": "-----BEGIN OPENSSH PRIVATE KEY-----\nwJalr",
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secret_in_a_value(name):
+    """A value with a key or a token in it is left out, whatever its form."""
+    with mock({META: "instance-id\nmine\n", META + "instance-id": "i-0123456789abcdef0",
+               META + "mine": SECRETS[name]}) as url:
+        text, notes = captured(url)
+
+    assert notes == [META + "mine has a secret in it: left out"]
+    assert "wJalr" not in text
+
+
+def test_word_that_is_no_secret():
+    """A name or a value that is only the word for a secret is kept."""
+    with mock({META: "instance-id\nmy/\n", META + "instance-id": "i-0123456789abcdef0",
+               META + "my/": "SecretAccessKey\nother", META + "my/SecretAccessKey": "see Vault",
+               META + "my/other": "no SecretAccessKey here"}) as url:
+        text, notes = captured(url)
+
+    assert notes == []
+    assert "my/SecretAccessKey = see Vault\nmy/other = no SecretAccessKey here\n" in text
+
+
 KEYS = {"AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": "wJalrXUtnFEMI", "Token": "AQAE"}
 
 
