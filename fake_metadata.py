@@ -5429,9 +5429,11 @@ def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text
     else:
         take_setting(overlay, section, key)
     replace_file(path, OVERLAY_HEAD + ini_text(overlay))
+    shown = shown_setting(section, key, overlay, below)
     remark = "until the next boot" if verb == "set" else "as in the configuration"
-    return "%s = %s (%s; was: %s)" % (
-        setting_name(section, key), shown_setting(section, key, overlay, below), remark, former)
+    if verb == "set" and section in ("events", "faults") and shown == former:
+        remark += "; it goes on: unset it first, to begin it anew"
+    return "%s = %s (%s; was: %s)" % (setting_name(section, key), shown, remark, former)
 
 
 def take_setting(overlay: Texts, section: str, key: str) -> None:

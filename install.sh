@@ -1009,7 +1009,7 @@ check_configuration() {
     if [ -e "$CONFIG" ] && [ ! -r "$CONFIG" ]; then
         unseen "what $CONFIG says (only root can read it)"
     elif complaint=$("$INIT" test-config 2>&1); then
-        good "configuration $CONFIG"
+        good "configuration $CONFIG${complaint:+; but ${complaint#"$NAME: "}}"
     else
         problem "${complaint#"$NAME: "}" "correct that, then: service $NAME reload"
     fi

@@ -154,6 +154,18 @@ def test_what_a_change_says(overlay, config):
     assert written_texts([str(overlay)]) == {}
 
 
+def test_event_that_is_set_again(overlay, config):
+    """An event, or a fault, that is set to what it is goes on; how to begin it anew is said."""
+    def change(*arguments):
+        return change_overlay(str(overlay), [str(config)], *arguments)
+
+    first = change("set", "events.rebalance-recommendation", "+0s")
+    second = change("set", "events.rebalance-recommendation", "+0s")
+    assert "it goes on" not in first
+    assert second.endswith(
+        "(until the next boot; it goes on: unset it first, to begin it anew; was: +0s)")
+
+
 def test_unset_of_what_is_not_set(overlay, config):
     """To unset what is not set is an error that says what is set."""
     with pytest.raises(ConfigError, match=r"tags\.Name is not set; .* boot: nothing"):
