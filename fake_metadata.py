@@ -6183,7 +6183,7 @@ class Command:
                     self._words, env=environ, close_fds=False,
                     preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
             except OSError as error:
-                warn("%s: %s" % (self._words[0], error.strerror))
+                warn("%s: %s" % (self._words[0], os.strerror(error.errno)))
                 return 127 if error.errno == errno.ENOENT else 126
             running.start()  # not before: a process with threads is better not forked
             return self._wait(child)

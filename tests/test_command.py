@@ -272,9 +272,19 @@ class Terminal:
         os.close(self.file)
 
 
+SLEEPER = """
+import signal, time
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+print("sleeps", flush=True)
+time.sleep(60)
+"""
+
+
 @pytest.fixture
-def shell():
-    """An interactive shell with job control. What ^C is to end is in Python: dash may lose it."""
+def shell(tmp_path, monkeypatch):
+    """An interactive shell with job control; what ^C is to end is `sleeper`: dash may lose it."""
+    (tmp_path / "sleeper").write_text(SLEEPER)
+    monkeypatch.chdir(tmp_path)
     terminal = Terminal("bash", "--norc", "--noprofile", "-i", PS1="ready$ ", ENV="",
                         TERM="dumb", PYTHON=sys.executable,
                         IMDS="%s %s" % (sys.executable, PROGRAM))
@@ -299,8 +309,8 @@ def test_interrupt_at_a_terminal(shell, tmp_path):
 
 def test_interrupt_of_a_command_without_a_handler(shell):
     """^C ends COMMAND, and us with 130."""
-    shell.type("$IMDS -- $PYTHON -c 'import time; print(1 + 1, flush=True); time.sleep(60)'\n")
-    shell.wait_for("2\r\n")
+    shell.type("$IMDS -- $PYTHON sleeper\n")
+    shell.wait_for("sleeps\r\n")
     shell.type("\x03")
     shell.wait_for(r"ready\$ ")
     shell.type("echo status $?\n")
@@ -327,8 +337,8 @@ def test_shell_as_command(shell):
     """An interactive shell as COMMAND has its own jobs, and gives the terminal back."""
     shell.type("PS1='inner$ ' $IMDS -- bash --norc --noprofile -i\n")
     shell.wait_for(r"inner\$ ")
-    shell.type("$PYTHON -c 'import time; print(1 + 1, flush=True); time.sleep(60)'\n")
-    shell.wait_for("2\r\n")
+    shell.type("$PYTHON sleeper\n")
+    shell.wait_for("sleeps\r\n")
     shell.type("\x03")
     shell.wait_for(r"inner\$ ")
     shell.type("echo inner $?; exit 9\n")

@@ -115,7 +115,9 @@ def test_ten_at_once():
 
 def test_port_is_taken():
     """A port that somebody else has is an OSError that names another one."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
         port = other.getsockname()[1]
         with pytest.raises(OSError, match="fake_metadata.py 127.0.0.1:%d" % (port + 1)):
             with fake_metadata.serve(bind="127.0.0.1:%d" % port):
