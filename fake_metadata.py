@@ -6151,6 +6151,7 @@ def own_variables() -> Dict[str, str]:
 
 # The terminal sends these to COMMAND as well as to us.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
+ENDING_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 
 
 class Command:
@@ -6158,28 +6159,51 @@ class Command:
 
     def __init__(self, words: List[str]):
         self._words = words
+        self._mask = ()  # of signals, as we were given it
+        self._given = {}  # signal -> its handler, as we were given it
         self._to_pass_on = []  # signals that only we were sent
 
     def run(self, options: argparse.Namespace) -> int:
         """Serve, run it, and return its exit status."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
                           own_variables(), warn)
+        self._handle_signals(service)
         with opened(service) as running:
-            call_soon = service.server.call_soon_threadsafe
-            signal.signal(signal.SIGTERM, lambda number, frame: self._to_pass_on.append(number))
-            signal.signal(signal.SIGHUP, lambda number, frame: call_soon(service.reload))
-            signal.signal(signal.SIGUSR1, lambda number, frame: call_soon(service.rotate))
-            environ = dict(running.environ, FAKE_METADATA_PID=str(os.getpid()))
+            ended_by = signal.sigtimedwait(ENDING_SIGNALS, 0)
+            if ended_by:  # before there is a COMMAND
+                return 128 + ended_by.si_signo
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             try:
                 child = subprocess.Popen(
-                    self._words, env=environ, close_fds=False,
-                    preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
+                    self._words, close_fds=False, preexec_fn=self._restore_signals,
+                    env=dict(running.environ, FAKE_METADATA_PID=str(os.getpid())))
             except OSError as error:
                 warn("%s: %s" % (self._words[0], error.strerror))
                 return 127 if error.errno == errno.ENOENT else 126
             running.start()  # not before: a process with threads is better not forked
             return self._wait(child)
+
+    def _handle_signals(self, service):
+        """Have signals act on the service, or wait for COMMAND."""
+        call_soon = service.server.call_soon_threadsafe
+        handlers = {
+            signal.SIGTERM: lambda number, frame: self._to_pass_on.append(number),
+            signal.SIGHUP: lambda number, frame: call_soon(service.reload),
+            signal.SIGUSR1: lambda number, frame: call_soon(service.rotate),
+        }
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        for number in TERMINAL_SIGNALS:
+            self._given[number] = signal.getsignal(number)
+        for number, handler in handlers.items():
+            self._given[number] = signal.signal(number, handler)
+
+    def _restore_signals(self):
+        """In the process that becomes COMMAND: have signals as we were given them."""
+        for number, handler in self._given.items():
+            if handler != signal.SIG_IGN:
+                handler = signal.SIG_DFL
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _wait(self, child):
         """Wait for the end of COMMAND; meanwhile pass signals on to it."""
