@@ -5658,7 +5658,12 @@ class Service:
         token_key = session_token_key(environ.get("RUNTIME_DIRECTORY"))
         self.server = Server(self.address, SessionTokens(token_key), self.log)
         self.signer = None
-        self.credentials, self.signer, self.server.service = self._make_service(self.config)
+        try:
+            self.credentials, self.signer, self.server.service = self._make_service(self.config)
+        except ConfigError:
+            self.server.server_close()
+            self.log.close()
+            raise
 
     @property
     def url(self) -> str:

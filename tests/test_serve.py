@@ -59,12 +59,16 @@ def test_configuration(name):
     ("[instance]\nregion = x\n", "configuration:2: [instance] region: "),
     ({"instance": {"region": "x"}}, "configuration: [instance] region: "),
     ("[events]\nspot-interruption = soon\n[x]\n", "configuration:3: [x]: unknown section"),
+    ("[instance-identity]\nkey = /nowhere\n", "configuration:2: [instance-identity] key: "),
+    ("[user-data]\nfile = /nowhere\n", "configuration:2: [user-data] file: "),
 ])
 def test_mistake(config, error):
-    """A mistake is a ConfigError that tells where it is."""
+    """A mistake is a ConfigError that tells where it is; no file or socket is left."""
+    before = open_files()
     with pytest.raises(fake_metadata.ConfigError) as raised, fake_metadata.serve(config):
         pass
     assert error in str(raised.value)
+    assert open_files() == before
 
 
 def test_nothing_is_left():
