@@ -177,6 +177,7 @@ MAX_MISTAKES = 20  # that are told at once
 
 # In a test.
 MAX_KEPT_REQUESTS = 10000
+THREAD_POLL = 0.2  # seconds between two checks on the thread of a service
 
 # Capture of another metadata service.
 CAPTURE_SECONDS = 120  # for all of it
@@ -6088,16 +6089,24 @@ class RunningService:
         return taken
 
     def _wait_for_credentials(self):
-        fetched = threading.Event()
-        self._in_its_thread(functools.partial(self._service.when_fetched, fetched.set))
-        fetched.wait()
+        fetched = concurrent.futures.Future()
+        note = functools.partial(fetched.set_result, None)
+        self._in_its_thread(functools.partial(self._service.when_fetched, note))
+        self._await(fetched)
 
     def _in_its_thread(self, step):
         """Have something done in the thread of the service; return what it returns, or raises."""
-        if not self._thread.is_alive():
-            raise RuntimeError("this service has ended")
         outcome = concurrent.futures.Future()
         self._service.server.call_soon_threadsafe(functools.partial(fulfil, outcome, step))
+        return self._await(outcome)
+
+    def _await(self, outcome):
+        """Wait for a Future that the thread of the service sets, for as long as there is one."""
+        while self._thread.is_alive():
+            if concurrent.futures.wait([outcome], THREAD_POLL).done:
+                break
+        if not outcome.done():
+            raise RuntimeError("this service has ended")
         return outcome.result()
 
 

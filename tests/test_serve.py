@@ -104,6 +104,18 @@ def test_methods_after_the_end():
             call()
 
 
+def test_end_while_another_thread_waits(tmp_path):
+    """Who waits for new keys when the service ends is told so."""
+    begun = tmp_path / "begun"
+    slow = FAILING % ("sh -c 'echo > %s; exec sleep 60'" % begun)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with fake_metadata.serve() as imds:
+            waiting = pool.submit(imds.configure, slow)
+            wait_for(begun.exists, what="the source")
+        with pytest.raises(RuntimeError, match="ended"):
+            waiting.result(10)
+
+
 def test_ten_at_once():
     """Ten run side by side, each in a thread that is not the main one, each as configured."""
     def run(number):
