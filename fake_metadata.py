@@ -6013,6 +6013,7 @@ HIDING_VARIABLES = (
 )
 FILES_THAT_HIDE = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "BOTO_CONFIG")
 REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+NO_PROXY_VARIABLES = ("no_proxy", "NO_PROXY")  # of both, curl and Python read the first
 
 
 def client_environment(environ: Dict[str, str], url: str, region: str) -> Dict[str, str]:
@@ -6022,14 +6023,26 @@ def client_environment(environ: Dict[str, str], url: str, region: str) -> Dict[s
     """
     chosen = {name: value for name, value in environ.items() if name not in HIDING_VARIABLES}
     chosen.update((name, os.devnull) for name in FILES_THAT_HIDE)
-    own = [environ[name] for name in REGION_VARIABLES if environ.get(name)]
+    own_region = first_set(environ, REGION_VARIABLES)
     for name in REGION_VARIABLES:
-        chosen[name] = environ.get(name) or (own or [region])[0]
-    host = urllib.parse.urlsplit(url).hostname
-    for name in ("NO_PROXY", "no_proxy"):
-        chosen[name] = ",".join(filter(None, (environ.get(name), host)))
+        chosen[name] = environ.get(name) or own_region or region
+    own_hosts = first_set(environ, NO_PROXY_VARIABLES)
+    for name in NO_PROXY_VARIABLES:
+        chosen[name] = exempt(urllib.parse.urlsplit(url).hostname, environ.get(name) or own_hosts)
     chosen["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = chosen["FAKE_METADATA_URL"] = url
     return chosen
+
+
+def first_set(environ: Dict[str, str], names: Iterable[str]) -> str:
+    """Return the first of some variables that is not empty; "" if all are."""
+    return next((environ[name] for name in names if environ.get(name)), "")
+
+
+def exempt(host: str, hosts: str) -> str:
+    """Add a host to those of NO_PROXY; "*" is all of them, but only if it stands alone."""
+    if hosts.strip() == "*":
+        return hosts
+    return ",".join(filter(None, (hosts, host)))
 
 
 class RunningService:

@@ -322,13 +322,19 @@ def test_region(given, regions):
     assert (environ["AWS_REGION"], environ["AWS_DEFAULT_REGION"]) == regions
 
 
-@pytest.mark.parametrize("given, expected", [
-    ({}, "127.0.0.1"), ({"NO_PROXY": "a,b"}, "a,b,127.0.0.1"), ({"NO_PROXY": ""}, "127.0.0.1")])
-def test_no_proxy(given, expected):
-    """No proxy comes between."""
+@pytest.mark.parametrize("given, upper, lower", [
+    ({}, "127.0.0.1", "127.0.0.1"),
+    ({"NO_PROXY": ""}, "127.0.0.1", "127.0.0.1"),
+    ({"NO_PROXY": "a,b"}, "a,b,127.0.0.1", "a,b,127.0.0.1"),
+    ({"no_proxy": "a"}, "a,127.0.0.1", "a,127.0.0.1"),
+    ({"NO_PROXY": "a", "no_proxy": "b"}, "a,127.0.0.1", "b,127.0.0.1"),
+    ({"NO_PROXY": "*"}, "*", "*"),
+])
+def test_no_proxy(given, upper, lower):
+    """No proxy comes between; and none where there was none before."""
     environ = fake_metadata.client_environment(given, "http://127.0.0.1:1/", "eu-central-1")
 
-    assert environ["NO_PROXY"] == expected
+    assert (environ["NO_PROXY"], environ["no_proxy"]) == (upper, lower)
 
 
 def test_environment_is_that_of_now(monkeypatch):
