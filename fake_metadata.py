@@ -5111,8 +5111,8 @@ class ConfigMapping(NamedTuple):
         return settings
 
 
-SECTION_LINE = re.compile(r"\[(.+)\]")
-KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^="][^=]*?))\s*=\s*(?P<text>.*)')
+SECTION_LINE = re.compile(r"\[([^]]+)\]\s*([#;].*)?")
+KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^="[][^=]*?))\s*=\s*(?P<text>.*)')
 
 
 def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
@@ -5120,7 +5120,8 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
 
     Not by configparser, which knows no lines: a mistake is told with its line, and a key that
     stands twice with both. A line that is indented more than its key goes on with the value; a
-    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#".
+    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#"
+    or "[".
     """
     settings, lines_of_keys = [], {}
     section, indent = "", FOREVER  # indent: of the key whose value may go on; else FOREVER
@@ -5128,7 +5129,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
         words = line.strip()
         place = "%s:%d" % (name, number)
         depth = len(line) - len(line.lstrip())
-        header, pair = SECTION_LINE.match(words), KEY_LINE.fullmatch(words)
+        header, pair = SECTION_LINE.fullmatch(words), KEY_LINE.fullmatch(words)
         if not words or words[0] in "#;":
             indent = FOREVER
         elif depth > indent:

@@ -442,6 +442,8 @@ def test_error_shows_no_secret(check, text):
     ("[server]\n\nbind 127.0.0.1\n", "FILE:3: neither a [section]"),
     ("[]\n", "FILE:1: neither a [section]"),
     ("[server]\n= x\n", "FILE:2: neither a [section]"),
+    ("[tags] Name = x\n", "FILE:1: neither a [section]"),
+    ("[metadata]\n[x]y = z\n", "FILE:2: neither a [section]"),
     (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
     (b"\0\0\0\0", "FILE:1: neither"),
 ])
@@ -480,6 +482,11 @@ def test_good_file(check, text):
 def test_keys_keep_their_case(load):
     """Tags that differ in case only are two tags."""
     assert load("[tags]\nName = a\nname = b\n")["tags"] == {"Name": "a", "name": "b"}
+
+
+def test_comment_behind_a_section(load):
+    """A comment may stand behind the head of a section."""
+    assert load("[tags] # those of the instance\na = b\n")["tags"] == {"a": "b"}
 
 
 def test_percent_sign_is_a_character(load):
