@@ -5112,7 +5112,7 @@ class ConfigMapping(NamedTuple):
 
 
 SECTION_LINE = re.compile(r"\[([^]]+)\]\s*([#;].*)?")
-KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^="[][^=]*?))\s*=\s*(?P<text>.*)')
+KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"\s*|(?P<plain>[^="[][^=]*))=\s*(?P<text>.*)')
 
 
 def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
@@ -5138,7 +5138,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
             section, indent = header.group(1), FOREVER
             settings.append(Setting(place, section, "", ""))
         elif pair and section:
-            key, indent = pair["quoted"] or pair["plain"], depth
+            key, indent = pair["quoted"] or pair["plain"].rstrip(), depth
             first = lines_of_keys.setdefault((section, key), number)
             if first != number:
                 mistakes.add(ConfigError("is there twice, in lines %d and %d" % (

@@ -446,6 +446,7 @@ def test_error_shows_no_secret(check, text):
     ("[metadata]\n[x]y = z\n", "FILE:2: neither a [section]"),
     (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
     (b"\0\0\0\0", "FILE:1: neither"),
+    pytest.param("[server]\na%sb\n" % (" " * 200000), "FILE:2: neither", id="blanks"),  # soon
 ])
 def test_broken_file(check, text, error):
     """A file that is no configuration is one line of error."""
