@@ -6983,7 +6983,7 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     if not command:
         parser.error("COMMAND is missing behind --")
     if options.address:
-        parser.error("COMMAND has a free port of its own: leave out %s" % options.address)
+        parser.error("COMMAND has a free port of its own: leave out HOST")
     if (options.test_config or options.dump or options.certificate or options.overlay
             or options.capture is not None):
         parser.error("either COMMAND or an option that prints something")
@@ -7019,13 +7019,16 @@ def config_reader(
 
 
 def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
-    """Return the address of a command line, if there is one. Raises ValueError."""
+    """Return the address of a command line, if there is one.
+
+    Raises ValueError, not with its text: it may be a secret, behind a --set without a "=".
+    """
     if options.address is None:
         return None
     try:
         return bind_address(options.address)
     except ValueError as error:
-        raise ValueError("%s: %s" % (options.address, error))
+        raise ValueError("HOST: %s" % error)
 
 
 def check_config(options: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def test_exit_status(command, status, error):
 
 @pytest.mark.parametrize("arguments, error", [
     (["--"], "COMMAND is missing behind --"),
-    (["127.0.0.1", "--", "true"], "COMMAND has a free port of its own: leave out 127.0.0.1"),
+    (["127.0.0.1", "--", "true"], "COMMAND has a free port of its own: leave out HOST"),
     (["--dump", "--", "true"], "either COMMAND or an option that prints something"),
     (["--test-config", "--", "true"], "either COMMAND or an option that prints something"),
     (["--certificate", "--", "true"], "either COMMAND or an option that prints something"),

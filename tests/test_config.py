@@ -722,8 +722,17 @@ def test_lone_port(argument):
     code, _, error = run(argument)
 
     assert code == 1
-    assert error == ("fake-metadata: %s: %s is a port alone; write 127.0.0.1:8001\n" % (
-        argument, argument))
+    assert error == (
+        "fake-metadata: HOST: %s is a port alone; write 127.0.0.1:8001\n" % argument)
+
+
+@pytest.mark.parametrize("rest", [["--test-config"], ["--", "true"]], ids=["test", "command"])
+def test_value_behind_a_blank(rest):
+    """An error shows no secret that stands behind a blank, instead of "="."""
+    code, said, error = run("--set", "credentials.secret-access-key", SECRET, *rest)
+
+    assert code
+    assert SECRET not in said + error
 
 
 def test_named_sections_stand_beside_each_other(load):
