@@ -6172,7 +6172,7 @@ def source_of(config: Union[str, Dict[str, Dict[str, Any]]]) -> Union[ConfigText
 
 
 def own_variables() -> Dict[str, str]:
-    """Return the environment without the folders and the supervisor of another service."""
+    """Return the environment without the folders of another service."""
     return {name: value for name, value in os.environ.items()
             if name not in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")}
 
