@@ -178,6 +178,7 @@ MAX_MISTAKES = 20  # that are told at once
 
 # In a test.
 MAX_KEPT_REQUESTS = 10000
+THREAD_POLL = 0.2  # seconds between two checks on the thread of a service
 
 # Capture of another metadata service.
 CAPTURE_SECONDS = 120  # for all of it
@@ -5111,8 +5112,8 @@ class ConfigMapping(NamedTuple):
         return settings
 
 
-SECTION_LINE = re.compile(r"\[(.+)\]")
-KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"|(?P<plain>[^="][^=]*?))\s*=\s*(?P<text>.*)')
+SECTION_LINE = re.compile(r"\[([^]]+)\]\s*([#;].*)?")
+KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"\s*|(?P<plain>[^="[][^=]*))=\s*(?P<text>.*)')
 
 
 def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
@@ -5120,7 +5121,8 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
 
     Not by configparser, which knows no lines: a mistake is told with its line, and a key that
     stands twice with both. A line that is indented more than its key goes on with the value; a
-    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#".
+    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#"
+    or "[".
     """
     settings, lines_of_keys = [], {}
     section, indent = "", FOREVER  # indent: of the key whose value may go on; else FOREVER
@@ -5128,7 +5130,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
         words = line.strip()
         place = "%s:%d" % (name, number)
         depth = len(line) - len(line.lstrip())
-        header, pair = SECTION_LINE.match(words), KEY_LINE.fullmatch(words)
+        header, pair = SECTION_LINE.fullmatch(words), KEY_LINE.fullmatch(words)
         if not words or words[0] in "#;":
             indent = FOREVER
         elif depth > indent:
@@ -5137,7 +5139,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
             section, indent = header.group(1), FOREVER
             settings.append(Setting(place, section, "", ""))
         elif pair and section:
-            key, indent = pair["quoted"] or pair["plain"], depth
+            key, indent = pair["quoted"] or pair["plain"].rstrip(), depth
             first = lines_of_keys.setdefault((section, key), number)
             if first != number:
                 mistakes.add(ConfigError("is there twice, in lines %d and %d" % (
@@ -5665,7 +5667,12 @@ class Service:
         token_key = session_token_key(environ.get("RUNTIME_DIRECTORY"))
         self.server = Server(self.address, SessionTokens(token_key), self.log)
         self.signer = None
-        self.credentials, self.signer, self.server.service = self._make_service(self.config)
+        try:
+            self.credentials, self.signer, self.server.service = self._make_service(self.config)
+        except ConfigError:
+            self.server.server_close()
+            self.log.close()
+            raise
 
     @property
     def url(self) -> str:
@@ -6015,6 +6022,7 @@ HIDING_VARIABLES = (
 )
 FILES_THAT_HIDE = ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "BOTO_CONFIG")
 REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
+NO_PROXY_VARIABLES = ("no_proxy", "NO_PROXY")  # of both, curl and Python read the first
 
 
 def client_environment(environ: Dict[str, str], url: str, region: str) -> Dict[str, str]:
@@ -6024,14 +6032,26 @@ def client_environment(environ: Dict[str, str], url: str, region: str) -> Dict[s
     """
     chosen = {name: value for name, value in environ.items() if name not in HIDING_VARIABLES}
     chosen.update((name, os.devnull) for name in FILES_THAT_HIDE)
-    own = [environ[name] for name in REGION_VARIABLES if environ.get(name)]
+    own_region = first_set(environ, REGION_VARIABLES)
     for name in REGION_VARIABLES:
-        chosen[name] = environ.get(name) or (own or [region])[0]
-    host = urllib.parse.urlsplit(url).hostname
-    for name in ("NO_PROXY", "no_proxy"):
-        chosen[name] = ",".join(filter(None, (environ.get(name), host)))
+        chosen[name] = environ.get(name) or own_region or region
+    own_hosts = first_set(environ, NO_PROXY_VARIABLES)
+    for name in NO_PROXY_VARIABLES:
+        chosen[name] = exempt(urllib.parse.urlsplit(url).hostname, environ.get(name) or own_hosts)
     chosen["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = chosen["FAKE_METADATA_URL"] = url
     return chosen
+
+
+def first_set(environ: Dict[str, str], names: Iterable[str]) -> str:
+    """Return the first of some variables that is not empty; "" if all are."""
+    return next((environ[name] for name in names if environ.get(name)), "")
+
+
+def exempt(host: str, hosts: str) -> str:
+    """Add a host to those of NO_PROXY; "*" is all of them, but only if it stands alone."""
+    if hosts.strip() == "*":
+        return hosts
+    return ",".join(filter(None, (hosts, host)))
 
 
 class RunningService:
@@ -6091,16 +6111,24 @@ class RunningService:
         return taken
 
     def _wait_for_credentials(self):
-        fetched = threading.Event()
-        self._in_its_thread(functools.partial(self._service.when_fetched, fetched.set))
-        fetched.wait()
+        fetched = concurrent.futures.Future()
+        note = functools.partial(fetched.set_result, None)
+        self._in_its_thread(functools.partial(self._service.when_fetched, note))
+        self._await(fetched)
 
     def _in_its_thread(self, step):
         """Have something done in the thread of the service; return what it returns, or raises."""
-        if not self._thread.is_alive():
-            raise RuntimeError("this service has ended")
         outcome = concurrent.futures.Future()
         self._service.server.call_soon_threadsafe(functools.partial(fulfil, outcome, step))
+        return self._await(outcome)
+
+    def _await(self, outcome):
+        """Wait for a Future that the thread of the service sets, for as long as there is one."""
+        while self._thread.is_alive():
+            if concurrent.futures.wait([outcome], THREAD_POLL).done:
+                break
+        if not outcome.done():
+            raise RuntimeError("this service has ended")
         return outcome.result()
 
 
@@ -6152,13 +6180,14 @@ def source_of(config: Union[str, Dict[str, Dict[str, Any]]]) -> Union[ConfigText
 
 
 def own_variables() -> Dict[str, str]:
-    """Return the environment without the folders and the supervisor of another service."""
+    """Return the environment without the folders of another service."""
     return {name: value for name, value in os.environ.items()
             if name not in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")}
 
 
 # The terminal sends these to COMMAND as well as to us.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
+ENDING_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 
 
 class Command:
@@ -6166,28 +6195,51 @@ class Command:
 
     def __init__(self, words: List[str]):
         self._words = words
+        self._mask = ()  # of signals, as we were given it
+        self._given = {}  # signal -> its handler, as we were given it
         self._to_pass_on = []  # signals that only we were sent
 
     def run(self, options: argparse.Namespace) -> int:
         """Serve, run it, and return its exit status."""
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         service = Service(config_reader(options), ("127.0.0.1", 0), options.log or os.devnull,
                           own_variables(), warn)
+        self._handle_signals(service)
         with opened(service) as running:
-            call_soon = service.server.call_soon_threadsafe
-            signal.signal(signal.SIGTERM, lambda number, frame: self._to_pass_on.append(number))
-            signal.signal(signal.SIGHUP, lambda number, frame: call_soon(service.reload))
-            signal.signal(signal.SIGUSR1, lambda number, frame: call_soon(service.rotate))
-            environ = dict(running.environ, FAKE_METADATA_PID=str(os.getpid()))
+            ended_by = signal.sigtimedwait(ENDING_SIGNALS, 0)
+            if ended_by:  # before there is a COMMAND
+                return 128 + ended_by.si_signo
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
             try:
                 child = subprocess.Popen(
-                    self._words, env=environ, close_fds=False,
-                    preexec_fn=functools.partial(signal.pthread_sigmask, signal.SIG_SETMASK, mask))
+                    self._words, close_fds=False, preexec_fn=self._restore_signals,
+                    env=dict(running.environ, FAKE_METADATA_PID=str(os.getpid())))
             except OSError as error:
                 warn("%s: %s" % (self._words[0], os.strerror(error.errno)))
                 return 127 if error.errno == errno.ENOENT else 126
             running.start()  # not before: a process with threads is better not forked
             return self._wait(child)
+
+    def _handle_signals(self, service):
+        """Have signals act on the service, or wait for COMMAND."""
+        call_soon = service.server.call_soon_threadsafe
+        handlers = {
+            signal.SIGTERM: lambda number, frame: self._to_pass_on.append(number),
+            signal.SIGHUP: lambda number, frame: call_soon(service.reload),
+            signal.SIGUSR1: lambda number, frame: call_soon(service.rotate),
+        }
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        for number in TERMINAL_SIGNALS:
+            self._given[number] = signal.getsignal(number)
+        for number, handler in handlers.items():
+            self._given[number] = signal.signal(number, handler)
+
+    def _restore_signals(self):
+        """In the process that becomes COMMAND: have signals as we were given them."""
+        for number, handler in self._given.items():
+            if handler != signal.SIG_IGN:
+                handler = signal.SIG_DFL
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _wait(self, child):
         """Wait for the end of COMMAND; meanwhile pass signals on to it."""
@@ -6944,7 +6996,7 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     if not command:
         parser.error("COMMAND is missing behind --")
     if options.address:
-        parser.error("COMMAND has a free port of its own: leave out %s" % options.address)
+        parser.error("COMMAND has a free port of its own: leave out HOST")
     if (options.test_config or options.dump or options.certificate or options.overlay
             or options.capture is not None):
         parser.error("either COMMAND or an option that prints something")
@@ -6980,13 +7032,16 @@ def config_reader(
 
 
 def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
-    """Return the address of a command line, if there is one. Raises ValueError."""
+    """Return the address of a command line, if there is one.
+
+    Raises ValueError, not with its text: it may be a secret, behind a --set without a "=".
+    """
     if options.address is None:
         return None
     try:
         return bind_address(options.address)
     except ValueError as error:
-        raise ValueError("%s: %s" % (options.address, error))
+        raise ValueError("HOST: %s" % error)
 
 
 def check_config(options: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ def test_exit_status(command, status, error):
 
 @pytest.mark.parametrize("arguments, error", [
     (["--"], "COMMAND is missing behind --"),
-    (["127.0.0.1", "--", "true"], "COMMAND has a free port of its own: leave out 127.0.0.1"),
+    (["127.0.0.1", "--", "true"], "COMMAND has a free port of its own: leave out HOST"),
     (["--dump", "--", "true"], "either COMMAND or an option that prints something"),
     (["--test-config", "--", "true"], "either COMMAND or an option that prints something"),
     (["--certificate", "--", "true"], "either COMMAND or an option that prints something"),
@@ -169,6 +169,34 @@ def test_signal_handling_is_not_inherited():
 def usual_signals(status):
     """Return the sets in /proc/PID/status, without the signals that the C library uses."""
     return [int(mask, 16) & 0x7fffffff for mask in re.findall(r"\t([0-9a-f]+)", status)]
+
+
+def test_what_is_ignored_stays_ignored():
+    """COMMAND ignores what we were given as ignored, as below nohup."""
+    status, said, _ = run(
+        "--", "grep", "SigIgn", "/proc/self/status",
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN)
+                            for number in (signal.SIGHUP, signal.SIGTERM)])
+
+    ignored = int(said.split()[1], 16)
+    assert status == 0
+    assert ignored == 1 << signal.SIGHUP - 1 | 1 << signal.SIGTERM - 1
+
+
+@pytest.mark.parametrize("name, status", [("INT", 130), ("TERM", 143), ("QUIT", 131)])
+def test_signal_before_command(start, tmp_path, name, status):
+    """A signal while the first credentials are fetched ends us; COMMAND does not run."""
+    begun = tmp_path / "begun"
+    process = start("--set", "credentials.source=process", "--set",
+                    "credentials.command=sh -c 'echo $$ > %s; exec sleep 60'" % begun,
+                    "--", "echo", "ran")
+    pid = wait_for(lambda: begun.exists() and begun.read_text().strip(), what="the source")
+
+    process.send_signal(getattr(signal, "SIG" + name))
+
+    assert process.wait(10) == status
+    assert process.stdout.read() == ""
+    assert not os.path.exists("/proc/" + pid)
 
 
 @pytest.mark.parametrize("name", ["INT", "TERM", "QUIT"])
@@ -318,6 +346,18 @@ def test_interrupt_of_a_command_without_a_handler(shell):
     shell.wait_for("sleeps\r\n")
     shell.type("\x03")
     shell.wait_for(r"ready\$ ")
+    shell.type("echo status $?\n")
+    shell.wait_for("status 130\r\n")
+
+
+def test_interrupt_while_the_configuration_is_read(shell, tmp_path):
+    """^C ends us while we wait for a configuration."""
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    shell.type("$IMDS --config %s -- echo ran\n" % pipe)
+    with open(pipe, "w"):  # returns when the pipe is open for reading
+        shell.type("\x03")
+        shell.wait_for(r"ready\$ ")
     shell.type("echo status $?\n")
     shell.wait_for("status 130\r\n")
 

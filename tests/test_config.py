@@ -442,8 +442,11 @@ def test_error_shows_no_secret(check, text):
     ("[server]\n\nbind 127.0.0.1\n", "FILE:3: neither a [section]"),
     ("[]\n", "FILE:1: neither a [section]"),
     ("[server]\n= x\n", "FILE:2: neither a [section]"),
+    ("[tags] Name = x\n", "FILE:1: neither a [section]"),
+    ("[metadata]\n[x]y = z\n", "FILE:2: neither a [section]"),
     (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
     (b"\0\0\0\0", "FILE:1: neither"),
+    pytest.param("[server]\na%sb\n" % (" " * 200000), "FILE:2: neither", id="blanks"),  # soon
 ])
 def test_broken_file(check, text, error):
     """A file that is no configuration is one line of error."""
@@ -480,6 +483,11 @@ def test_good_file(check, text):
 def test_keys_keep_their_case(load):
     """Tags that differ in case only are two tags."""
     assert load("[tags]\nName = a\nname = b\n")["tags"] == {"Name": "a", "name": "b"}
+
+
+def test_comment_behind_a_section(load):
+    """A comment may stand behind the head of a section."""
+    assert load("[tags] # those of the instance\na = b\n")["tags"] == {"a": "b"}
 
 
 def test_percent_sign_is_a_character(load):
@@ -714,8 +722,17 @@ def test_lone_port(argument):
     code, _, error = run(argument)
 
     assert code == 1
-    assert error == ("fake-metadata: %s: %s is a port alone; write 127.0.0.1:8001\n" % (
-        argument, argument))
+    assert error == (
+        "fake-metadata: HOST: %s is a port alone; write 127.0.0.1:8001\n" % argument)
+
+
+@pytest.mark.parametrize("rest", [["--test-config"], ["--", "true"]], ids=["test", "command"])
+def test_value_behind_a_blank(rest):
+    """An error shows no secret that stands behind a blank, instead of "="."""
+    code, said, error = run("--set", "credentials.secret-access-key", SECRET, *rest)
+
+    assert code
+    assert SECRET not in said + error
 
 
 def test_named_sections_stand_beside_each_other(load):

@@ -59,12 +59,16 @@ def test_configuration(name):
     ("[instance]\nregion = x\n", "configuration:2: [instance] region: "),
     ({"instance": {"region": "x"}}, "configuration: [instance] region: "),
     ("[events]\nspot-interruption = soon\n[x]\n", "configuration:3: [x]: unknown section"),
+    ("[instance-identity]\nkey = /nowhere\n", "configuration:2: [instance-identity] key: "),
+    ("[user-data]\nfile = /nowhere\n", "configuration:2: [user-data] file: "),
 ])
 def test_mistake(config, error):
-    """A mistake is a ConfigError that tells where it is."""
+    """A mistake is a ConfigError that tells where it is; no file or socket is left."""
+    before = open_files()
     with pytest.raises(fake_metadata.ConfigError) as raised, fake_metadata.serve(config):
         pass
     assert error in str(raised.value)
+    assert open_files() == before
 
 
 def test_nothing_is_left():
@@ -98,6 +102,18 @@ def test_methods_after_the_end():
     for call in (imds.rotate, lambda: imds.configure(""), lambda: imds.requests):
         with pytest.raises(RuntimeError, match="ended"):
             call()
+
+
+def test_end_while_another_thread_waits(tmp_path):
+    """Who waits for new keys when the service ends is told so."""
+    begun = tmp_path / "begun"
+    slow = FAILING % ("sh -c 'echo > %s; exec sleep 60'" % begun)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with fake_metadata.serve() as imds:
+            waiting = pool.submit(imds.configure, slow)
+            wait_for(begun.exists, what="the source")
+        with pytest.raises(RuntimeError, match="ended"):
+            waiting.result(10)
 
 
 def test_ten_at_once():
@@ -308,13 +324,19 @@ def test_region(given, regions):
     assert (environ["AWS_REGION"], environ["AWS_DEFAULT_REGION"]) == regions
 
 
-@pytest.mark.parametrize("given, expected", [
-    ({}, "127.0.0.1"), ({"NO_PROXY": "a,b"}, "a,b,127.0.0.1"), ({"NO_PROXY": ""}, "127.0.0.1")])
-def test_no_proxy(given, expected):
-    """No proxy comes between."""
+@pytest.mark.parametrize("given, upper, lower", [
+    ({}, "127.0.0.1", "127.0.0.1"),
+    ({"NO_PROXY": ""}, "127.0.0.1", "127.0.0.1"),
+    ({"NO_PROXY": "a,b"}, "a,b,127.0.0.1", "a,b,127.0.0.1"),
+    ({"no_proxy": "a"}, "a,127.0.0.1", "a,127.0.0.1"),
+    ({"NO_PROXY": "a", "no_proxy": "b"}, "a,127.0.0.1", "b,127.0.0.1"),
+    ({"NO_PROXY": "*"}, "*", "*"),
+])
+def test_no_proxy(given, upper, lower):
+    """No proxy comes between; and none where there was none before."""
     environ = fake_metadata.client_environment(given, "http://127.0.0.1:1/", "eu-central-1")
 
-    assert environ["NO_PROXY"] == expected
+    assert (environ["NO_PROXY"], environ["no_proxy"]) == (upper, lower)
 
 
 def test_environment_is_that_of_now(monkeypatch):
