@@ -6187,7 +6187,6 @@ def own_variables() -> Dict[str, str]:
 
 # The terminal sends these to COMMAND as well as to us.
 TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
-ENDING_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 
 
 class Command:
@@ -6205,10 +6204,11 @@ class Command:
                           own_variables(), warn)
         self._handle_signals(service)
         with opened(service) as running:
-            ended_by = signal.sigtimedwait(ENDING_SIGNALS, 0)
-            if ended_by:  # before there is a COMMAND
-                return 128 + ended_by.si_signo
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
+            received = signal.sigtimedwait(TERMINAL_SIGNALS, 0)
+            if received:
+                self._to_pass_on.append(received.si_signo)
+            if self._to_pass_on:  # before there is a COMMAND
+                return 128 + self._to_pass_on[0]
             try:
                 child = subprocess.Popen(
                     self._words, close_fds=False, preexec_fn=self._restore_signals,
@@ -6227,7 +6227,7 @@ class Command:
             signal.SIGHUP: lambda number, frame: call_soon(service.reload),
             signal.SIGUSR1: lambda number, frame: call_soon(service.rotate),
         }
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         for number in TERMINAL_SIGNALS:
             self._given[number] = signal.getsignal(number)
         for number, handler in handlers.items():
