@@ -24,6 +24,13 @@ def run(*arguments, **options):
     return done.returncode, done.stdout, done.stderr
 
 
+def states_in(session):
+    """List the states of the processes of a session: T is stopped."""
+    found = subprocess.run(["ps", "-s", str(session), "-o", "state="],
+                           stdout=subprocess.PIPE, universal_newlines=True).stdout
+    return found.split()
+
+
 @pytest.fixture
 def start():
     """Start programs, start(ARGUMENT...), each in a session of its own, without a terminal."""
@@ -317,7 +324,7 @@ def shell(tmp_path, monkeypatch):
     """An interactive shell with job control; what ^C is to end is `sleeper`: dash may lose it."""
     (tmp_path / "sleeper").write_text(SLEEPER)
     monkeypatch.chdir(tmp_path)
-    terminal = Terminal("bash", "--norc", "--noprofile", "-i", PS1="ready$ ", ENV="",
+    terminal = Terminal("bash", "--norc", "--noprofile", "--noediting", "-i", PS1="ready$ ", ENV="",
                         TERM="dumb", PYTHON=sys.executable,
                         IMDS="%s %s" % (sys.executable, PROGRAM))
     terminal.wait_for(r"ready\$ ")
@@ -368,6 +375,7 @@ def test_job_control(shell):
     shell.type("\x1a")
     shell.wait_for("Stopped")
     shell.wait_for(r"ready\$ ")
+    wait_for(lambda: states_in(shell.pid).count("T") == 2, what="the stop of both")
     shell.type("fg\n")
     shell.wait_for("exit 7'\r\n")
     shell.type("hello\n")
@@ -379,7 +387,7 @@ def test_job_control(shell):
 
 def test_shell_as_command(shell):
     """An interactive shell as COMMAND has its own jobs, and gives the terminal back."""
-    shell.type("PS1='inner$ ' $IMDS -- bash --norc --noprofile -i\n")
+    shell.type("PS1='inner$ ' $IMDS -- bash --norc --noprofile --noediting -i\n")
     shell.wait_for(r"inner\$ ")
     shell.type("$PYTHON sleeper\n")
     shell.wait_for("sleeps\r\n")
