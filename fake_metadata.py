@@ -245,6 +245,10 @@ class Mistakes:
             error.place = error.place or self._places.get((error.section, key), "")
         self._errors.append(error)
 
+    def are_in(self, section: str) -> bool:
+        """Tell whether there are mistakes in a section."""
+        return any(error.section == section for error in self._errors)
+
     def __enter__(self):
         return self
 
@@ -5049,7 +5053,8 @@ def load_config(
                 error.place = setting.place
                 mistakes.add(error)
         for section in config:
-            mistakes.attempt(check_source, section, config[section])
+            if not mistakes.are_in(section):  # else a bad key would be said to be missing, too
+                mistakes.attempt(check_source, section, config[section])
     return config
 
 

@@ -518,6 +518,15 @@ def test_all_mistakes_at_once(check):
     assert lines[1].endswith("8000 is a port alone; write 127.0.0.1:8000")
 
 
+def test_bad_key_is_not_missing_too(check):
+    """A key that a source needs, and that is wrong, is one mistake."""
+    code, said = check(STATIC + "secret-access-key = not one word\n")
+
+    assert code == 1
+    assert said.startswith("fake-metadata: FILE:4: [credentials] secret-access-key: not right")
+    assert said.count("\n") == 1
+
+
 def test_many_mistakes(check):
     """Of very many mistakes the first are told, and how many more there are."""
     code, said = check("garbage\n" * 1000)
