@@ -5190,7 +5190,8 @@ def split_name(name: str, known: Iterable[str] = ()) -> Tuple[str, str]:
 
     A key may stand in double quotes. Raises ConfigError.
     """
-    dots = [match.start() for match in re.finditer(r"\.(?=([^\"]*\"[^\"]*\")*[^\"]*$)", name)]
+    in_front, _, _ = name.partition('"')  # a dot in a quoted key splits nothing
+    dots = [at for at, char in enumerate(in_front) if char == "."]
     for dot in reversed(dots):
         section, key = name[:dot], name[dot + 1:]
         if section in known or kind_of(section) in SETTINGS:
