@@ -870,8 +870,28 @@ def test_region_outside_stays(tmp_path):
 
 # What the README shows.
 
+def test_first_commands_of_the_readme(tmp_path):
+    """After the first two commands of the README a client finds keys of the service."""
+    need(not namespace_trouble(), namespace_trouble())
+    serve, export = re.findall("^    (.*)$", readme(), re.M)[:2]
+    script = """PATH=$PATH:/usr/sbin:/sbin ip link set dev lo up  # not 169.254.169.254
+    %s &
+    until curl -s -o "$HOME/answer" http://127.0.0.1:8000/; do sleep 0.1; done
+    %s
+    %s configure list
+    kill $!""" % (serve, export, aws_cli("1"))
+    kept = {name: value for name, value in os.environ.items()
+            if not name.startswith("AWS_") and not name.lower().endswith("_proxy")}
+
+    listed = subprocess.run(
+        NAMESPACE[:-2] + ["sh", "-c", script], stdout=subprocess.PIPE, universal_newlines=True,
+        cwd=os.path.dirname(PROGRAM), env=dict(kept, HOME=str(tmp_path)), timeout=PATIENCE)
+
+    assert re.search("secret_key.*iam-role", listed.stdout), listed.stdout
+
+
 def test_readme_about_one_command(tmp_path):
-    """The first command of the README lists keys that came from the service."""
+    """The first COMMAND of the README lists keys that came from the service."""
     wrapped = Wrapped(tmp_path)
 
     listed = wrapped.run(aws_cli("1"), "configure", "list")
