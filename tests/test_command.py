@@ -360,12 +360,11 @@ def test_interrupt_while_the_configuration_is_read(shell, tmp_path):
     """^C ends us while we wait for a configuration."""
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
-    shell.type("$IMDS --config %s -- echo ran\n" % pipe)
+    shell.type("$IMDS --config %s -- echo ran; echo status $?\n" % pipe)
     with open(pipe, "w"):  # returns when the pipe is open for reading
+        wait_for(lambda: states_in(shell.pid).count("S") == 2, what="a read that waits")
         shell.type("\x03")
-        shell.wait_for(r"ready\$ ")
-    shell.type("echo status $?\n")
-    shell.wait_for("status 130\r\n")
+        shell.wait_for("status 130\r\n")
 
 
 def test_job_control(shell):
