@@ -68,6 +68,7 @@ import selectors
 import shlex
 import signal
 import socket
+import socketserver
 import stat
 import struct
 import subprocess
@@ -94,8 +95,11 @@ TOKEN_HEADER = "x-aws-ec2-metadata-token"
 TTL_HEADER = "x-aws-ec2-metadata-token-ttl-seconds"
 TOKEN_METHODS = "Allow: OPTIONS, PUT\r\n"  # those of TOKEN_PATH (capture)
 POD_PATH = "/v1/credentials"  # of EKS Pod Identity; with ?id=, of the first ECS agents
-IMDS_ADDRESSES = {
-    ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")}
+IMDS_IPV4, IMDS_IPV6 = "169.254.169.254", "fd00:ec2::254"
+IMDS_ADDRESSES = {ipaddress.ip_address(IMDS_IPV4), ipaddress.ip_address(IMDS_IPV6)}
+# The addresses that may lead to this service on a box; behind IMDS those of ECS and of EKS.
+SERVICE_ADDRESSES = (IMDS_IPV4, IMDS_IPV6, "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
+SERVICE_PORT = 80  # of them
 SERVER_NAME = "EC2ws"  # what the real service sends as its Server header
 
 # Versions of the metadata tree, as a real instance listed them in September 2026 (capture).
@@ -155,15 +159,19 @@ MAX_USER_DATA = 16384  # bytes, the limit of EC2
 # Connections.
 REQUEST_SECONDS = 10  # for a request to arrive in full; for a stalled client to take more
 IDLE_SECONDS = 60  # between two requests
+SILENCE_SECONDS = 30  # without a word where no answer would arrive: no client waits for as long
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
 SWEEP_SECONDS = 1  # between two looks at all deadlines, and at credentials that may be due
 MAX_CONNECTIONS = 4096
+IP_FREEBIND = 15  # ip(7); the socket module has no name for it
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
 ACCEPT_BATCH = 16  # connections accepted before the others are served; below RESERVED_FILES
 REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
 RECEIVE_BYTES = 65536
 ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files left to open
+WATCH_SECONDS = 20  # between two looks whether the addresses lead here; two in a row must agree
+PROBE_SECONDS = 1  # for a connection to arrive here from this box
 
 # Log.
 MAX_LOGGED_LINE = 1024  # characters of a request line, and of a user agent
@@ -1962,8 +1970,7 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             env=command_environment(os.environ))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SourceError("the command cannot be started: %s" % reason)
+        raise SourceError("the command cannot be started: %s" % explanation_of(error))
     try:
         output = read_output(child, time.monotonic() + timeout, cancelled)
     finally:
@@ -2711,6 +2718,7 @@ class MetadataService:
         self.enabled = options["http-endpoint"] == "enabled"
         self.token_required = options["http-tokens"] == "required"
         self.hop_limit = options["http-put-response-hop-limit"]
+        self.serves_ipv6 = serves_ipv6(config)
         self.error_bodies = config["server"]["error-bodies"]
         self._authorizations = authorizations(config)
         self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
@@ -2917,6 +2925,17 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
                 raise ConfigError("%s is there twice" % path, section, "path")
             paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
     return paths
+
+
+def serves_ipv6(config: Configuration) -> bool:
+    """Tell whether IMDS is served over IPv6.
+
+    As configured; else on a box where its IPv6 address is among those of the service, and elsewhere
+    at whatever address we are told to bind to.
+    """
+    wanted = config["metadata-options"]["http-protocol-ipv6"]
+    addresses = config["server"]["addresses"]
+    return wanted == "enabled" if wanted else not addresses or IMDS_IPV6 in addresses
 
 
 def allowed_hosts(*lists: Iterable[str]) -> Set[str]:
@@ -3515,6 +3534,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if not self.document:
                     yield from self.wait_for_document()
             response = getattr(self, "do_" + self.request.method)()
+            if response.hop_limit == 0:
+                yield from self.leave_in_the_dark()
             if self.faults:
                 return self.shorten(response)
             return response
@@ -3559,6 +3580,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.discard(FOREVER)
         raise ConnectionAbortedError("a fault leaves it without an answer")
 
+    def leave_in_the_dark(self):
+        """Send nothing where the answer would die on its way; the client waits until it gives up.
+        """
+        self.log_request(0, reason="not sent: http-put-response-hop-limit is 1, and the client is "
+                                   "one hop away")
+        yield from self.discard(self.server.now + SILENCE_SECONDS)
+        raise ConnectionAbortedError("the client has given up")
+
     def shorten(self, response):
         """Take the end of a body away, or all of it, as the faults demand."""
         if response.status != 200 or not response.body:
@@ -3589,6 +3618,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise HTTPError(403, "http-endpoint is disabled")
         if self.form.for_containers:
             return  # `authorize` does it, once the role is known
+        if not self.service.serves_ipv6 and ":" in plain_address(self.client_address):
+            raise HTTPError(403, "http-protocol-ipv6 is disabled")
         if (self.request.method, self.request.path) != ("PUT", TOKEN_PATH):
             self.check_token(self.request.headers.get(TOKEN_HEADER))
 
@@ -3688,8 +3719,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise HTTPError(400, "%s must be 0 to %d" % (TTL_HEADER, MAX_TOKEN_TTL))
         self.token_ttl = int(ttl)
         response = Response(self.server.tokens.issue(self.token_ttl).encode())
-        response.hop_limit = self.service.hop_limit
+        response.hop_limit = self.service.hop_limit - self.hops_away()
         return response
+
+    def hops_away(self):
+        """Count the hops to the client: one where it came in by an interface of CONTAINERS.
+
+        What comes from elsewhere to one of the service's addresses was let in there; what comes
+        from this box has not left it.
+        """
+        local = plain_address(self.connection.getsockname())
+        return int(local in SERVICE_ADDRESSES and not is_own(plain_address(self.client_address)))
 
     def do_OPTIONS(self):
         """Say which methods a path knows (capture)."""
@@ -3920,6 +3960,11 @@ def text_error(status: int, message: str, reason: str = "") -> HTTPError:
         "text/plain; charset=utf-8")
 
 
+def explanation_of(error: Exception) -> str:
+    """Return what an error says, of the system or of ours, without its number."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def place_of(error: BaseException) -> str:
     """Tell kind and place of an unexpected error; not its text, which may hold a secret."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -3946,9 +3991,11 @@ class Server(http.server.HTTPServer):
 
     request_queue_size = 1024  # with the usual 5, half of 200 clients at once go unanswered
 
-    def __init__(self, address, tokens, log, clock=time.time):
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, Handler, bind_and_activate=False)
+    def __init__(self, addresses, tokens, log, clock=time.time):
+        # Not super().__init__(), which makes a socket for one address; here there may be several.
+        socketserver.BaseServer.__init__(self, addresses[0], Handler)
+        self.places = places_of(addresses)
+        self.listeners = {}  # Place -> its listening socket
         self.service = None
         self.tokens = tokens
         self.log = log
@@ -3976,18 +4023,61 @@ class Server(http.server.HTTPServer):
         self._look_at_clocks()
 
     def server_bind(self):
-        """Bind without looking up our own name, as HTTPServer does: 10 s if DNS is down."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-        self.socket.setblocking(False)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        """Take all places. Raises OSError, with words that say which cannot be had."""
+        for place in self.places:
+            self.listeners[place] = place.bind()
+        self._name_server()
 
     def server_activate(self):
-        """Open the port."""
-        super().server_activate()
+        """Open the ports."""
+        for place in self.places:
+            self._activate(place)
         self._listen(True)
+
+    def move(self, addresses: List[Tuple[str, int]]) -> None:
+        """Close and open ports, so that it listens at these (host, port) from now on.
+
+        Those that stay are not touched. Raises OSError, and then it listens where it did before.
+        """
+        if self.stopping:
+            return
+        former = self.places
+        try:
+            self._move(places_of(addresses))
+        except OSError:
+            self._move(former)
+            raise
+
+    def _move(self, places):
+        """Close what is not wanted any more before the rest is opened: both may overlap."""
+        for place in set(self.listeners).difference(places):
+            self._close_listener(place)
+        self.places = places
+        for place in places:
+            if place not in self.listeners:
+                self.listeners[place] = place.bind()
+                if self._is_listening:
+                    self._watch_listener(place)
+                self._activate(place)
+        self._name_server()
+
+    def _activate(self, place):
+        with place.explained():
+            self.listeners[place].listen(self.request_queue_size)
+
+    def _close_listener(self, place):
+        """Close a port; who has come already is served."""
+        listener = self.listeners.pop(place)
+        if self._is_listening:
+            while self.accept_requests(listener):
+                pass
+            self._selector.unregister(listener)
+        listener.close()
+
+    def _name_server(self):
+        """Note where the first place is, as HTTPServer does (without asking the DNS)."""
+        self.server_address = self.listeners[self.places[0]].getsockname()
+        self.server_name, self.server_port = self.server_address[:2]
 
     def serve_forever(self, poll_interval=0.5):
         """Serve until `shutdown` or `stop`, and then until what is in flight is done."""
@@ -4030,10 +4120,8 @@ class Server(http.server.HTTPServer):
             return
         self.stopping = True
         self._stop_at = time.monotonic() + patience
-        while self._is_listening and self.accept_requests():
-            pass
-        self._listen(False)
-        self.socket.close()
+        for place in list(self.listeners):
+            self._close_listener(place)
         for task in list(self.unfinished.values()):
             if task.handler.is_idle():
                 self.resume(task.handler)  # for a request that has come and is not read yet
@@ -4044,29 +4132,30 @@ class Server(http.server.HTTPServer):
         """Close all sockets."""
         for connection in list(self.unfinished):
             self.shutdown_request(connection)
-        super().server_close()
+        for listener in self.listeners.values():
+            listener.close()
         self._selector.close()
         self._wake_receiver.close()
         self._waker.close()
 
     # Connections.
 
-    def accept_requests(self):
-        """Take the connections that have come; True if there may be more than a batch of them.
+    def accept_requests(self, listener):
+        """Take connections that have come to a port; True if there may be more than a batch.
 
         All are accepted before any is answered: one client after the other, each answered at once,
         could keep this loop going, and everybody else waiting.
         """
-        accepted = list(itertools.islice(self._accept(), ACCEPT_BATCH))
+        accepted = list(itertools.islice(self._accept(listener), ACCEPT_BATCH))
         for request, client_address in accepted:
             self._begin(request, client_address)
         return len(accepted) == ACCEPT_BATCH
 
-    def _accept(self):
+    def _accept(self, listener):
         """Yield connections for as long as there are some."""
         while True:
             try:
-                connection = self.get_request()
+                connection = self.get_request(listener)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -4089,14 +4178,23 @@ class Server(http.server.HTTPServer):
             self.handle_error(request, client_address)
         self.shutdown_request(request)
 
-    def get_request(self):
+    def get_request(self, listener):
         """Take a connection; return it and the address of the client."""
-        request, client_address = self.socket.accept()
+        request, client_address = listener.accept()
         request.setblocking(False)
         return request, client_address
 
     def verify_request(self, request, client_address):
-        """Turn a client away, and tell it so, if there are too many already."""
+        """Turn a client away that came to a loopback address from elsewhere, without a word.
+
+        The kernel lets it in where route_localnet is set, and a rule or a route leads it there. If
+        there are too many already, a client is told so.
+        """
+        peer = plain_address(client_address)
+        if not is_loopback(peer) and is_loopback(plain_address(request.getsockname())):
+            if not is_own(peer):
+                self.log.refuse(peer, "turned away: not from this box, and came to loopback")
+                return False
         if len(self.unfinished) < self.max_connections or self._close_oldest_idle():
             return True
         handler = self.RequestHandlerClass(request, client_address, self)
@@ -4151,6 +4249,15 @@ class Server(http.server.HTTPServer):
     def handle_error(self, request, client_address):
         """Log a bug of ours: it may cost a connection, never the service."""
         self.log.say("internal error: %s" % place_of(sys.exc_info()[1]))
+
+    def is_full(self) -> bool:
+        """Tell whether new connections have to wait, or cost others theirs."""
+        return self._short_of_files or len(self.unfinished) >= self.max_connections
+
+    def peers(self) -> Set[Tuple[str, int]]:
+        """Return the address and port of each client that is connected."""
+        addresses = [task.handler.client_address for task in self.unfinished.values()]
+        return {(plain_address(address), address[1]) for address in addresses}
 
     def close_overdue(self):
         """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
@@ -4245,11 +4352,19 @@ class Server(http.server.HTTPServer):
 
     def _listen(self, wanted):
         """Look for new connections, or not."""
-        if wanted and not self._is_listening:
-            self._selector.register(self.socket, READ, self.accept_requests)
-        elif self._is_listening and not wanted:
-            self._selector.unregister(self.socket)
+        if wanted == self._is_listening:
+            return
+        for place, listener in self.listeners.items():
+            if wanted:
+                self._watch_listener(place)
+            else:
+                self._selector.unregister(listener)
         self._is_listening = wanted
+
+    def _watch_listener(self, place):
+        listener = self.listeners[place]
+        self._selector.register(
+            listener, READ, functools.partial(self.accept_requests, listener))
 
 
 class Task:
@@ -4263,6 +4378,157 @@ class Task:
         self.resume = resume
         self.event = NOTHING
         self.deadline = FOREVER
+
+
+class Place(NamedTuple):
+    """Where to listen: a host and a port; [::] may be for IPv6 only, or for IPv4 as well."""
+
+    host: str
+    port: int
+    is_ipv6_only: bool
+
+    def bind(self) -> socket.socket:
+        """Return a socket that has it. Raises OSError, which says what cannot be had, and why.
+
+        Without looking up our own name, as HTTPServer does: that takes 10 s if DNS is down.
+        """
+        listener = socket.socket(family_of(self.host), socket.SOCK_STREAM)
+        try:
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for its connections
+            if self.host in SERVICE_ADDRESSES:  # it may go from lo, and come back, at any time
+                listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+            if self.is_ipv6_only:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            with self.explained():
+                listener.bind((self.host, self.port))
+        except OSError:
+            listener.close()
+            raise
+        return listener
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Have an OSError say where we cannot listen, why, and what can be done."""
+        try:
+            yield
+        except (OSError, UnicodeError) as error:
+            code = getattr(error, "errno", None) or errno.EINVAL
+            reason = explanation_of(error)
+            if code == errno.EADDRINUSE:
+                reason += another_port(self.host, self.port)
+            raise OSError(
+                code, "cannot listen on %s port %d: %s" % (self.host, self.port, reason))
+
+
+def places_of(addresses: List[Tuple[str, int]]) -> List[Place]:
+    """Return the places of (host, port)s; beside IPv4 ones with its port, [::] is for IPv6 only."""
+    ports = {port for host, port in addresses if family_of(host) == socket.AF_INET}
+    return [Place(host, port, family_of(host) == socket.AF_INET6 and port in ports)
+            for host, port in addresses]
+
+
+def family_of(host: str) -> int:
+    """Tell an IPv6 address from an IPv4 one, or a name."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def another_port(host: str, port: int) -> str:
+    """Say what to type where a port is taken."""
+    other = port + 1 if port < 65535 else 8000
+    return "; another one: fake_metadata.py %s:%d, on a box PORT=%d in %s; who has it: %s" % (
+        "[%s]" % host if ":" in host else host, other, other, "/etc/default/fake-metadata",
+        "ss -ltnp sport = :%d" % port)
+
+
+def plain_address(address: tuple) -> str:
+    """Return the host of a socket's address; an IPv4 one of an IPv6 socket as IPv4."""
+    host = address[0]
+    return host[len("::ffff:"):] if host.startswith("::ffff:") else host
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a numeric address is one of loopback."""
+    return host.startswith("127.") or host == "::1"
+
+
+def is_own(host: str) -> bool:
+    """Tell whether a numeric address is this machine's: then the kernel reaches it from itself."""
+    if is_loopback(host):
+        return True
+    with socket.socket(family_of(host), socket.SOCK_DGRAM) as nobody:
+        try:
+            nobody.connect((host, SERVICE_PORT))  # of a datagram socket: nothing is sent
+        except OSError:
+            return False
+        return nobody.getsockname()[0] == host
+
+
+class AddressWatch:
+    """Looks whether addresses of this box lead to this service; says what is gone, what is back.
+
+    Somebody flushes the packet filter, NetworkManager takes addresses off lo, another tool puts its
+    rule in front of ours: nobody tells us. So a connection from here to port 80 of each address
+    must arrive here. It is only tried while the address is this box's own: elsewhere it may be
+    that of a real metadata service.
+    """
+
+    def __init__(self, server: Server, say: Callable[[str], None]):
+        self._server = server
+        self._say = say
+        self._probes = []
+        self._trouble = {}  # address -> what the last look found
+        self._told = {}  # address -> what the log has been told last
+
+    def look(self, addresses: Callable[[], List[str]]) -> None:
+        """Look now, and again and again, at those that `addresses` returns."""
+        self._server.call_later(WATCH_SECONDS, functools.partial(self.look, addresses))
+        if not self._server.is_full():  # or a connection of ours would have to wait, too
+            self._probes = [Probe(address) for address in addresses()]
+            self._server.call_later(PROBE_SECONDS, self._conclude)
+
+    def close(self) -> None:
+        """Close what is under way."""
+        for probe in self._probes:
+            probe.close()
+
+    def _conclude(self):
+        """Say what two looks in a row have found, if it is not what was said last."""
+        peers = self._server.peers()
+        for probe in self._probes:
+            address, trouble = probe.address, probe.trouble(peers)
+            was, self._trouble[address] = self._trouble.get(address, ""), trouble
+            if trouble == was and trouble != self._told.get(address, ""):
+                self._told[address] = trouble
+                self._say("%s %s" % (address, trouble or "leads here again"))
+        self.close()
+
+
+class Probe:
+    """A connection from here to port 80 of one of our addresses, to see where it arrives."""
+
+    def __init__(self, address: str):
+        self.address = address
+        self._is_own = is_own(address)
+        self._socket = socket.socket(family_of(address), socket.SOCK_STREAM)
+        self._socket.setblocking(False)
+        if self._is_own:
+            with contextlib.suppress(OSError):  # such as that it takes a moment
+                self._socket.connect((address, SERVICE_PORT))
+
+    def trouble(self, peers: Set[Tuple[str, int]]) -> str:
+        """Say what keeps it from being among those who came here; "" if it is."""
+        if not self._is_own:
+            return "is not an address of this box any more; remedy: service fake-metadata reload"
+        if self._socket.getsockname()[:2] not in peers:
+            return ("does not lead here any more: its redirect is gone, or something stands before "
+                    "it; remedy: service fake-metadata reload, and check if that does not help")
+        return ""
+
+    def close(self) -> None:
+        """Close it, arrived or not."""
+        self._socket.close()
 
 
 def connection_limit() -> int:
@@ -4319,6 +4585,11 @@ class Log:
             reason = " " + reason
         self._add('%s "%s" %s %s %.1fms "%s"%s\n' % (
             peer, line, status, size, seconds * 1000, agent, reason))
+
+    def refuse(self, peer: str, words: str) -> None:
+        """Add a line about a client that was turned away before it could ask."""
+        if not self._is_one_too_many(peer):
+            self.say("%s: %s" % (peer, words))
 
     def say(self, words: str) -> None:
         """Add a line that is not about a request."""
@@ -4688,6 +4959,12 @@ def bind_address(text: str) -> Tuple[str, int]:
     raise ValueError("it is not an address; write HOST, HOST:PORT or [IPV6]:PORT")
 
 
+def bind_addresses(text: str) -> List[Tuple[str, int]]:
+    """Return (host, port) of each address of a list."""
+    addresses = comma_separated(bind_address)(text) or [bind_address(text)]
+    return list(dict.fromkeys(addresses))
+
+
 def probability(text: str) -> float:
     """Return a number above 0 and up to 1."""
     if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
@@ -4868,7 +5145,8 @@ AUTHORIZATION_SETTINGS = {
 # several times, each time with another name.
 SETTINGS = {
     "server": {
-        "bind": (bind_address, ""),
+        "bind": (bind_addresses, [DEFAULT_BIND]),
+        "addresses": (comma_separated(choice(*SERVICE_ADDRESSES)), []),
         "log": (one_line, ""),
         "allowed-hosts": (comma_separated(one_host), []),
         "error-bodies": (choice("json", "ec2"), "json"),
@@ -4878,6 +5156,7 @@ SETTINGS = {
         "http-endpoint": (choice("enabled", "disabled"), "enabled"),
         "http-put-response-hop-limit": (whole_number(1, 64), 2),
         "instance-metadata-tags": (choice("enabled", "disabled"), "disabled"),
+        "http-protocol-ipv6": (choice("enabled", "disabled"), None),
     },
     "instance": {
         "instance-id": (resource_id("i"), None),
@@ -5660,6 +5939,7 @@ class Service:
                  files=()):
         self._read_config = read_config
         self._files = files
+        self._address_option = address
         self._log_option = log
         self._environ = environ
         self._complain = complain
@@ -5668,10 +5948,9 @@ class Service:
         self._is_rotating = False
         self.config = self._read(read_config)
         self.log = Log(self._log_path(self.config))
-        self._address_option = address
-        self.address = address or self.config["server"]["bind"] or DEFAULT_BIND
         token_key = session_token_key(environ.get("RUNTIME_DIRECTORY"))
-        self.server = Server(self.address, SessionTokens(token_key), self.log)
+        self.server = Server(self._addresses(self.config), SessionTokens(token_key), self.log)
+        self._watch = AddressWatch(self.server, self.log.say)
         self.signer = None
         try:
             self.credentials, self.signer, self.server.service = self._make_service(self.config)
@@ -5691,21 +5970,15 @@ class Service:
 
         Raises OSError if it cannot listen.
         """
-        try:
-            self.server.server_bind()
-            self.fetch_first_credentials(FIRST_FETCH_WAIT)
-            if self.server.stopping:
-                return
-            self.server.server_activate()
-        except (OSError, UnicodeError) as error:
-            code = getattr(error, "errno", None) or errno.EINVAL
-            reason = getattr(error, "strerror", None) or error
-            if code == errno.EADDRINUSE:
-                reason += another_port(*self.address)
-            raise OSError(code, "cannot listen on %s port %d: %s" % (*self.address, reason))
+        self.server.server_bind()
+        self.fetch_first_credentials(FIRST_FETCH_WAIT)
+        if self.server.stopping:
+            return
+        self.server.server_activate()
         self._state.count("starts", {"error": "", **self._served()})
         self._announce()
         self._look_around()
+        self._watch.look(self._watched_addresses)
         self._keep_identity()
 
     def run(self) -> None:
@@ -5718,6 +5991,7 @@ class Service:
         for credentials in self.credentials.values():
             credentials.cancel(wait=1)
         self.signer.close()
+        self._watch.close()
         self.server.server_close()
         self.log.close()
 
@@ -5727,17 +6001,20 @@ class Service:
         try:
             self.configure(self._read_config)
         except (ConfigError, OSError) as error:
-            trouble = str(error)
+            trouble = explanation_of(error)
             self.log.reopen(self._log_path(self.config))
             self.log.say("not reloaded, the old configuration stays: %s" % (
                 "; ".join(trouble.splitlines())))
         self._state.count("reloads", {"error": trouble, **self._served()})
 
     def configure(self, read_config: Callable[[], Configuration]) -> None:
-        """Take another configuration, and reopen the log. Raises ConfigError, and changes nothing.
+        """Take another configuration, and reopen the log.
+
+        Raises ConfigError, or OSError if it cannot listen there, and changes nothing.
         """
         config = self._read(read_config)
         credentials, signer, service = self._make_service(config, self.credentials)
+        self._move(config)
         self._read_config = read_config
         self.signer = signer
         self._adopt(config, credentials, service)
@@ -5821,6 +6098,20 @@ class Service:
             return "(no signature)" if isinstance(found, SignedDocument) else "(no credentials)"
         return document.body.decode("utf-8", "backslashreplace")
 
+    def _addresses(self, config):
+        return [self._address_option] if self._address_option else config["server"]["bind"]
+
+    def _watched_addresses(self):
+        return () if self._address_option else self.config["server"]["addresses"]
+
+    def _move(self, config):
+        """Listen where a configuration says, and tell the log what is new of that."""
+        before = self.server.places
+        self.server.move(self._addresses(config))
+        for place in set(before).difference(self.server.places):
+            self.log.say("no longer listening on " + url_of(place.host, place.port))
+        self._tell_places(set(self.server.places).difference(before))
+
     def _log_path(self, config):
         return self._log_option or config["server"]["log"]
 
@@ -5831,9 +6122,10 @@ class Service:
             credentials = mistakes.attempt(
                 make_credentials, config, self.log.say, self.server.call_soon_threadsafe, former,
                 os.urandom, self._complain)
+        hosts = [host for host, _ in self._addresses(config)]
         with Mistakes(config.places) as mistakes:
             service = mistakes.attempt(
-                MetadataService, config, credentials, signer, self._box, (self.address[0],),
+                MetadataService, config, credentials, signer, self._box, hosts,
                 self.server.service)
         return credentials, signer, service
 
@@ -5866,15 +6158,19 @@ class Service:
             self.log.say(words)
 
     def _announce(self):
-        address, port = self.server.server_address[:2]
         self.log.say("%s started, process %d" % (VERSION, os.getpid()))
         self._warn_of_readable_secrets()
         self._tell_idle_settings()
-        if not (address.startswith("127.") or address == "::1"):
-            self.log.say(
-                "bound to %s: whoever reaches this address gets the credentials" % address)
-        self.log.say("listening on " + url_of(address, port))
+        self._tell_places(self.server.places)
         self.log.flush()
+
+    def _tell_places(self, places):
+        for place in places:
+            address, port = self.server.listeners[place].getsockname()[:2]
+            if not is_loopback(address) and address not in SERVICE_ADDRESSES:
+                self.log.say(
+                    "bound to %s: whoever reaches this address gets the credentials" % address)
+            self.log.say("listening on " + url_of(address, port))
 
     def _warn_of_readable_secrets(self):
         """Report files of the configuration with keys in them that others can read."""
@@ -5907,9 +6203,6 @@ class Service:
         self._warn_of_readable_secrets()
         self._tell_idle_settings()
         self._tell_events()
-        bind = config["server"]["bind"]
-        if bind and not self._address_option and bind != self.address:
-            self.log.say("bind changed: takes effect at the next restart")
 
 
 class Daemon:
@@ -5984,14 +6277,6 @@ class Daemon:
 def url_of(address: str, port: int) -> str:
     """Write the URL of an address and a port."""
     return "http://%s:%d/" % ("[%s]" % address if ":" in address else address, port)
-
-
-def another_port(host: str, port: int) -> str:
-    """Say what to type where a port is taken."""
-    other = port + 1 if port < 65535 else 8000
-    return "; another one: fake_metadata.py %s:%d, on a box PORT=%d in %s; who has it: %s" % (
-        "[%s]" % host if ":" in host else host, other, other, "/etc/default/fake-metadata",
-        "ss -ltnp sport = :%d" % port)
 
 
 def notify(message: str, environ: Dict[str, str] = os.environ) -> None:
@@ -6973,7 +7258,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except (ConfigError, SourceError, ValueError, OSError) as error:
-        for line in (getattr(error, "strerror", None) or str(error)).splitlines():
+        for line in explanation_of(error).splitlines():
             warn(line)
         code = getattr(error, "errno", None) or errno.EINVAL
         if not command:

@@ -219,7 +219,7 @@ def test_half_closed_client_gets_all_answers(service):
 def test_timers_of_clients_that_left(make_metadata):
     """A long delay whose client has gone leaves no timer behind."""
     tokens = fake_metadata.SessionTokens(b"key")
-    server = fake_metadata.Server(("127.0.0.1", 0), tokens, fake_metadata.Log(os.devnull))
+    server = fake_metadata.Server([("127.0.0.1", 0)], tokens, fake_metadata.Log(os.devnull))
     for _ in range(1000):
         server.cancel(server.call_later(3600, server.stop))
 

@@ -15,7 +15,7 @@ SECRET = "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbQeThWmZq4t7"
 STATIC = "[credentials]\nsource = static\naccess-key-id = AKIAIOSFODNN7EXAMPLE\n"
 
 DEFAULTS = [
-    ("server", "bind", ""),
+    ("server", "bind", [("127.0.0.1", 8000)]),
     ("server", "log", ""),
     ("server", "allowed-hosts", []),
     ("metadata-options", "http-tokens", "optional"),
@@ -38,13 +38,17 @@ DEFAULTS = [
 ]
 
 GOOD = [
-    ("server", "bind", "127.0.0.1", ("127.0.0.1", 8000)),
-    ("server", "bind", "0.0.0.0:80", ("0.0.0.0", 80)),
-    ("server", "bind", "localhost:0", ("localhost", 0)),
-    ("server", "bind", "::1", ("::1", 8000)),
-    ("server", "bind", "[::1]", ("::1", 8000)),
-    ("server", "bind", "[fd00:ec2::254]:80", ("fd00:ec2::254", 80)),
-    ("server", "bind", "127.0.0.1:65535", ("127.0.0.1", 65535)),
+    ("server", "bind", "127.0.0.1", [("127.0.0.1", 8000)]),
+    ("server", "bind", "0.0.0.0:80", [("0.0.0.0", 80)]),
+    ("server", "bind", "localhost:0", [("localhost", 0)]),
+    ("server", "bind", "::1", [("::1", 8000)]),
+    ("server", "bind", "[::1]", [("::1", 8000)]),
+    ("server", "bind", "[fd00:ec2::254]:80", [("fd00:ec2::254", 80)]),
+    ("server", "bind", "127.0.0.1, [::1]:80,127.0.0.1:8000",
+     [("127.0.0.1", 8000), ("::1", 80)]),
+    ("server", "addresses", "169.254.169.254, fd00:ec2::23", ["169.254.169.254", "fd00:ec2::23"]),
+    ("metadata-options", "http-protocol-ipv6", "disabled", "disabled"),
+    ("server", "bind", "127.0.0.1:65535", [("127.0.0.1", 65535)]),
     ("server", "log", "/mnt/logs/fake-metadata/server.log", "/mnt/logs/fake-metadata/server.log"),
     ("server", "allowed-hosts", "imds.example.com, box,10.0.0.7",
      ["imds.example.com", "box", "10.0.0.7"]),
@@ -115,6 +119,10 @@ GOOD = [
 BAD = [  # section, key, value, what the error must say of what would be right
     ("server", "bind", "nowhere at all", "HOST:PORT"),
     ("server", "bind", "127.0.0.1:65536", "HOST:PORT"),
+    ("server", "bind", "127.0.0.1:80, nowhere at all", "HOST:PORT"),
+    ("server", "bind", "", "HOST:PORT"),
+    ("server", "addresses", "127.0.0.1", "169.254.170.23"),
+    ("metadata-options", "http-protocol-ipv6", "yes", "enabled"),
     ("server", "bind", "127.0.0.1:http", "HOST:PORT"),
     ("server", "bind", "[::1]8000", "[IPV6]:PORT"),
     ("server", "bind", "[::1", "[IPV6]:PORT"),
@@ -269,7 +277,7 @@ UNKNOWN = [  # text, what the error must say
     ("[server]\nport = 80\n",
      "[server] port: unknown key; write bind = 127.0.0.1:8000 in [server]"),
     ("[server]\nzzz = 80\n",
-     "[server] zzz: unknown key; known are: allowed-hosts, bind, error-bodies, log"),
+     "[server] zzz: unknown key; known are: addresses, allowed-hosts, bind, error-bodies, log"),
     ("[instance]\ninstance_id = i-1234abcd\n",
      "[instance] instance_id: unknown key; did you mean instance-id?"),
     ("[instance]\nInstance-Id = i-1234abcd\n",

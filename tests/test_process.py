@@ -429,16 +429,6 @@ def test_connections_stay_over_a_reload(one):
         assert client.answer().body.endswith(b"2")
 
 
-def test_other_bind_at_a_reload(serve):
-    """Another bind in the configuration waits for the restart, and the log says so."""
-    service = serve("[server]\nbind = 127.0.0.1:%d\n" % free_port(), bind=None)
-
-    service.reload("[server]\nbind = 127.0.0.1:%d\n" % free_port())
-
-    assert wait_for(lambda: "bind changed: takes effect at the next restart" in service.log())
-    assert service.get(INSTANCE_ID)[0] == 200
-
-
 def test_reload_without_a_configuration(serve):
     """HUP without a configuration harms nobody."""
     service = serve()

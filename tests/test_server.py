@@ -25,7 +25,7 @@ def make_server(make_metadata, tmp_path):
     def make(text=""):
         log = fake_metadata.Log(str(tmp_path / "server.log"))
         tokens = fake_metadata.SessionTokens(b"key")
-        server = fake_metadata.Server(("127.0.0.1", 0), tokens, log)
+        server = fake_metadata.Server([("127.0.0.1", 0)], tokens, log)
         server.service = make_metadata(text)
         server.server_bind()
         server.server_activate()
@@ -145,16 +145,23 @@ def test_get_request(make_server):
     """get_request() returns the socket of a client and its address."""
     server = make_server()
     with connect(server) as client:
-        wait_for(lambda: ready(server), what="the connection")
-        request, address = server.get_request()
+        listener = listener_of(server)
+        wait_for(lambda: ready(listener), what="the connection")
+        request, address = server.get_request(listener)
 
         assert address == client.getsockname() and request.getpeername() == address
         server.shutdown_request(request)
         assert client.recv(1) == b""
 
 
+def listener_of(server):
+    """Return the only listening socket of a server."""
+    listener, = server.listeners.values()
+    return listener
+
+
 def ready(file):
-    """Tell whether there is something to read, or to accept: a server has a fileno() too."""
+    """Tell whether there is something to read, or to accept."""
     return select.select([file], [], [], 0)[0]
 
 
@@ -162,8 +169,9 @@ def test_process_request_puts_it_into_the_table(make_server):
     """process_request() begins with a connection; shutdown_request() ends it, also twice."""
     server = make_server()
     with connect(server) as client:
-        wait_for(lambda: ready(server), what="the connection")
-        request, address = server.get_request()
+        listener = listener_of(server)
+        wait_for(lambda: ready(listener), what="the connection")
+        request, address = server.get_request(listener)
 
         server.process_request(request, address)
         assert list(server.unfinished) == [request]
@@ -178,8 +186,9 @@ def test_verify_request(make_server):
     server = make_server()
     server.max_connections = 0
     with connect(server) as client:
-        wait_for(lambda: ready(server), what="the connection")
-        request, address = server.get_request()
+        listener = listener_of(server)
+        wait_for(lambda: ready(listener), what="the connection")
+        request, address = server.get_request(listener)
 
         assert server.verify_request(request, address) is False
         server.shutdown_request(request)
