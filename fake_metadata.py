@@ -4005,6 +4005,7 @@ class Server(http.server.HTTPServer):
         self.max_connections = connection_limit()
         self.requests = None  # a deque, where somebody wants to know of each: see Asked
         self.unfinished = {}  # connection -> its Task
+        self._own_addresses = set()  # of this machine, as seen in this second
         self._stop_at = FOREVER
         self._is_listening = False
         self._short_of_files = False
@@ -4191,16 +4192,21 @@ class Server(http.server.HTTPServer):
         there are too many already, a client is told so.
         """
         peer = plain_address(client_address)
-        if not is_loopback(peer) and is_loopback(plain_address(request.getsockname())):
-            if not is_own(peer):
-                self.log.refuse(peer, "turned away: not from this box, and came to loopback")
-                return False
+        if is_loopback(plain_address(request.getsockname())) and not self._is_own(peer):
+            self.log.refuse(peer, "turned away: not from this box, and came to loopback")
+            return False
         if len(self.unfinished) < self.max_connections or self._close_oldest_idle():
             return True
         handler = self.RequestHandlerClass(request, client_address, self)
         answer = handler.send_error(503, "over %d connections" % self.max_connections)
         next(answer, None)  # as far as it comes without waiting
         return False
+
+    def _is_own(self, host):
+        """Tell whether an address is this machine's, asking the kernel once a second for each."""
+        if host not in self._own_addresses and is_own(host):
+            self._own_addresses.add(host)
+        return host in self._own_addresses
 
     def _close_oldest_idle(self):
         """Close the connection that has been idle for longest; False if none is idle.
@@ -4263,6 +4269,7 @@ class Server(http.server.HTTPServer):
         """Raise TimeoutError in handlers whose deadline has passed; repeat every second."""
         self.call_later(SWEEP_SECONDS, self.close_overdue)
         self._forget_cancelled()
+        self._own_addresses.clear()
         self.log.sum_refusals()
         for task in list(self.unfinished.values()):
             if min(task.deadline, self._stop_at) < self.now:
