@@ -49,6 +49,9 @@ class Client:
     def setsockopt(self, level, option, value):
         self.is_reset = self.is_reset or (level, option) == (socket.SOL_SOCKET, socket.SO_LINGER)
 
+    def getsockname(self):
+        return "127.0.0.1", 8000
+
     def shutdown(self, how):
         pass
 
