@@ -15,10 +15,14 @@
 #   APP_DIR   folder of the program                  /apps/fake-metadata
 #   LOG_DIR   folder of server.log                   /mnt/logs/fake-metadata
 #   PORT      port of the service on 127.0.0.1       8000
+#   ADDRESSES   where clients find it: 169.254.169.254, and also fd00:ec2::254 (IPv6),
+#               169.254.170.2 (ECS), 169.254.170.23, fd00:ec2::23 (EKS Pod Identity)
+#   CONTAINERS  interfaces behind which containers and VMs may ask, such as docker0 br-+
 #
 # examples:
 #   scp -r fake-metadata box: && ssh box sudo sh fake-metadata/install.sh
 #   sudo PORT=8001 sh install.sh
+#   sudo CONTAINERS="docker0 br-+" sh install.sh
 #   sh install.sh --deb && sudo apt install ./fake-metadata_*_all.deb
 #   sudo sh uninstall.sh
 #
@@ -97,6 +101,7 @@ is_former() {
 # ---- settings: of the environment, for an installation; else of what is installed, else the usual
 
 SETTINGS="LOG_DIR PORT PYTHON SUPERVISE ADDRESSES CONTAINERS"
+POSSIBLE_ADDRESSES=169.254.169.254,fd00:ec2::254,169.254.170.2,169.254.170.23,fd00:ec2::23
 
 # In a package they stand here:
 # SETTINGS
@@ -113,10 +118,22 @@ load_settings() {
     for name in APP_DIR $SETTINGS; do
         eval "$name=\${$name-\$(setting $name)}"
     done
+    join_settings
     case $ACTION in
         install) PYTHON=$(find_python) ;;
         deb) PYTHON=/usr/bin/python3 ;;
     esac
+}
+
+# A list without blanks needs no quotes, in whatever file.
+join_settings() {
+    ADDRESSES=$(words "$ADDRESSES")
+    CONTAINERS=$(words "$CONTAINERS")
+}
+
+# Print words, which blanks or commas separate, with one comma between.
+words() {
+    echo "$1" | tr -s ', \t\n' , | sed 's/^,//; s/,$//'
 }
 
 setting() {
@@ -200,9 +217,32 @@ check_settings() {
         "" | *[!0-9]* | 0* | ??????*) die "PORT=$PORT: use a number from 1 to 65535" ;;
     esac
     [ "$PORT" -le 65535 ] || die "PORT=$PORT: use a number from 1 to 65535"
-    [ "$ADDRESSES" = 169.254.169.254 ] ||
-        die "ADDRESSES=$ADDRESSES: this version has 169.254.169.254 only"
-    [ -z "$CONTAINERS" ] || die "CONTAINERS=$CONTAINERS: this version does not serve containers"
+    is_in "$ADDRESSES" 169.254.169.254 ||
+        die "ADDRESSES=$ADDRESSES: 169.254.169.254 must be among them"
+    each "$ADDRESSES" | while read -r address; do
+        is_in "$POSSIBLE_ADDRESSES" "$address" ||
+            die "ADDRESSES: $address is none of $POSSIBLE_ADDRESSES"
+    done
+    each "$CONTAINERS" | while read -r interface; do
+        is_interface "$interface" ||
+            die "CONTAINERS: $interface is no interface behind which only containers are;" \
+                "give names, such as docker0 br-+"
+    done
+}
+
+each() {
+    echo "$1" | tr , '\n' | grep . || true
+}
+
+is_in() {
+    each "$1" | grep -qxF "$2"
+}
+
+# The name of an interface, or of all that begin so: but not of all there are.
+is_interface() {
+    case $1 in
+        lo | + | ????????????????* | *[!A-Za-z0-9._+-]* | *+?*) return 1 ;;
+    esac
 }
 
 # What cannot change while it is installed.
@@ -365,26 +405,57 @@ port_owner() {
 }
 
 # All that a start does to the network, done and taken back: in an unprivileged container it fails.
-# The rule comes and goes at once, so that none is left if this is killed.
+# The rules come and go at once, so that none is left if this is killed.
 check_network() {
-    complaint=$(try_address 2>&1 && try_rule 2>&1) ||
+    complaint=$(try_network 2>&1) ||
         die "this box does not let root set addresses and packet rules:" \
             "run it where that is allowed (NET_ADMIN); it says:" \
             "$(say "$complaint" | head -n 1 | visible)"
 }
 
-alias_is_set() {
-    [ -n "$(ip -4 addr show dev lo to "$ADDRESSES/32" 2>/dev/null)" ]
+try_network() {
+    for address in $(each "$ADDRESSES"); do
+        try_address "$address" || return 1
+    done
+    try_rules iptables 169.254.169.254 || return 1
+    case $ADDRESSES in
+        *:*) try_rules ip6tables fd00:ec2::254 ;;
+    esac
 }
 
 try_address() {
-    alias_is_set || { ip addr add "$ADDRESSES/32" dev lo && ip addr del "$ADDRESSES/32" dev lo; }
+    is_on_lo "$1" && return
+    case $1 in
+        *:*) ip addr add "$1/128" dev lo nodad && ip addr del "$1/128" dev lo ;;
+        *) ip addr add "$1/32" dev lo scope host && ip addr del "$1/32" dev lo ;;
+    esac
+}
+
+is_on_lo() {
+    [ -n "$(ip addr show dev lo to "$1" 2>/dev/null)" ]
+}
+
+# try_rules TOOL ADDRESS: one of each kind that $INIT makes (wanted_rules).
+try_rules() {
+    try_rule "$1" nat "OUTPUT -d $2 -p tcp --dport 80 -j REDIRECT --to-ports $PORT" &&
+        try_rule "$1" filter "OUTPUT -s $2 -p tcp --sport $PORT --tcp-flags SYN,ACK SYN,ACK
+            -m owner ! --uid-owner 0 -j DROP" || return 1
+    [ -n "$CONTAINERS" ] || return 0
+    try_rule "$1" nat "PREROUTING -i lo -d $2 -p tcp --dport 80 -j DNAT --to-destination $2" &&
+        try_rule "$1" filter "INPUT -i lo -d $2 -p tcp --dport $PORT
+            -m conntrack ! --ctstate DNAT -j REJECT"
 }
 
 try_rule() {
-    rule="OUTPUT -d $ADDRESSES/32 -p tcp -m tcp --dport 80 -m comment --comment $NAME-trial"
-    rule="$rule -j REDIRECT --to-ports $PORT"
-    printf '%s\n' '*nat' "-A $rule" "-D $rule" COMMIT | iptables-restore -w --noflush
+    rule=$(say "$3 -m comment --comment $NAME-trial" | tr -s '\n' ' ')
+    printf '%s\n' "*$2" "-A $rule" "-D $rule" COMMIT | "$1-restore" -w --noflush
+}
+
+# Tell whether all addresses are there.
+alias_is_set() {
+    for address in $(each "$ADDRESSES"); do
+        is_on_lo "$address" || return 1
+    done
 }
 
 # ---- the package
@@ -401,6 +472,7 @@ files() {
 755 init.d/$NAME.run /etc/sv/$NAME/run
 644 init.d/$NAME.service /lib/systemd/system/$NAME.service
 644 init.d/$NAME.firewalld.conf /lib/systemd/system/firewalld.service.d/$NAME.conf
+644 init.d/$NAME.nftables.conf /lib/systemd/system/nftables.service.d/$NAME.conf
 755 fake_metadata.py $APP_DIR/fake_metadata.py
 755 install.sh $APP_DIR/install.sh
 755 uninstall.sh $APP_DIR/uninstall.sh
@@ -618,7 +690,6 @@ configure() {
     make_user
     share "$CONFIG"
     share "$DEFAULTS"
-    alias_is_set || made alias "$ADDRESSES/32"
     "$INIT" prepare-files ||
         say "$NAME: $INIT is missing or broken; sudo sh install.sh brings it back"
     register
@@ -726,6 +797,7 @@ apply_defaults() {
     for name in $SETTINGS; do
         eval "$name=\$(default $name)"
     done
+    join_settings
 }
 
 default() {
@@ -825,7 +897,8 @@ say_changes() {
         done
     [ -d "$LOG_DIR" ] || say "would make the folder $LOG_DIR"
     if is_root; then "$INIT" network-status >/dev/null 2>&1; else alias_is_set; fi ||
-        say "would lead 169.254.169.254:80 to 127.0.0.1:$PORT: address on lo, rule in iptables"
+        say "would lead 169.254.169.254:80 to port $PORT: address on lo, rules in iptables" \
+            "(ADDRESSES: $ADDRESSES; CONTAINERS: ${CONTAINERS:-none})"
     starts_at_boot || say "would register it to start at boot"
     ! starts_now || say "would start it, or start it anew"
 }
@@ -995,7 +1068,9 @@ check_folder_owners() {
 check_defaults() {
     if [ -e "$DEFAULTS" ] && [ ! -r "$DEFAULTS" ]; then
         unseen "$DEFAULTS (only root can read it)"
-        PORT=$(cat "/run/$NAME/port" 2>/dev/null || echo "$PORT")
+        # shellcheck source=/dev/null
+        [ ! -r "/run/$NAME/settings" ] || . "/run/$NAME/settings"
+        join_settings
         return
     fi
     value="[A-Za-z0-9_.,:/@%+-]*|\"[^\"\`\$\\]*\"|'[^']*'"
@@ -1059,10 +1134,10 @@ check_listener() {
 
 check_address() {
     if ! is_root; then
-        judge alias_is_set "$ADDRESSES is on lo" "$ADDRESSES is not on lo" "service $NAME restart"
-        unseen "the redirect (only root can see iptables)"
+        judge alias_is_set "on lo: $ADDRESSES" "not all on lo: $ADDRESSES" "service $NAME restart"
+        unseen "the packet rules (only root can see iptables)"
     elif complaints=$("$INIT" network-status); then
-        good "$ADDRESSES is on lo; redirect to port $PORT, once"
+        good "on lo: $ADDRESSES; redirect to port $PORT, once${CONTAINERS:+; from $CONTAINERS, too}"
     else
         while read -r complaint; do
             problem "$complaint" "service $NAME restart"
@@ -1074,7 +1149,7 @@ LINES
 
 # Without the address of its own a cloud machine would ask its real metadata service.
 check_round_trip() {
-    alias_is_set || return 0
+    is_on_lo 169.254.169.254 || return 0
     code=0
     proof="IMDSv2 through http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
     case $code in

@@ -10,15 +10,15 @@
 set -eu
 
 # It has dpkg remove the package. In the package it is prerm (stops the service) and postrm
-# (address, redirect, registration; at a purge what is not in the package: logs, user, state), and
-# knows by DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by then.
+# (addresses, packet rules, registration; at a purge what is not in the package: logs, user, state),
+# and knows by DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by
+# then.
 
 NAME=fake-metadata
 STATE_DIR=/var/lib/$NAME
 RUN_DIR=/run/$NAME
 MADE=/var/lib/misc/$NAME.made # what is there beside the package, as install.sh notes it
 FORMER=$STATE_DIR/installed # an installation by an install.sh before 1.2
-ALIAS=169.254.169.254/32
 UNIT=$NAME.service
 
 # In a package its settings stand here:
@@ -82,26 +82,46 @@ end_supervision() {
 
 remove() {
     in_chroot || network_down
-    forget alias "$ALIAS"
     rm -rf "$RUN_DIR"
     ! has deb-systemd-helper || deb-systemd-helper mask "$UNIT" >/dev/null
     reload_systemd
 }
 
 network_down() {
-    for backend in iptables-nft iptables-legacy iptables; do
-        ! has "$backend" || remove_rule "$backend"
+    for tool in iptables ip6tables; do
+        for backend in "$tool-nft" "$tool-legacy" "$tool"; do
+            ! has "$backend" || remove_rules "$backend" || true
+        done
+        remove_chains "$tool"
     done
-    ! is_made alias "$ALIAS" || ! has ip || ip addr del "$ALIAS" dev lo 2>/dev/null || true
+    made alias | while read -r alias; do
+        ! has ip || ip addr del "$alias" dev lo 2>/dev/null || true
+        forget alias "$alias"
+    done
 }
 
-# Every copy, whatever its port.
-remove_rule() {
-    "$1-save" -t nat 2>/dev/null | sed -n "s/^-A \(OUTPUT .*--comment \"*$NAME\"* .*\)/\1/p" |
-        while read -r rule; do
-            # shellcheck disable=SC2086 # a rule is words
-            "$1" -w -t nat -D $rule || true
+# Every rule of ours, in whatever table and chain.
+remove_rules() {
+    for table in $(own_rules "$1" | cut -d' ' -f1 | uniq); do
+        { echo "*$table"; own_rules "$1" | sed -n "s/^$table -A/-D/p"; echo COMMIT; } |
+            "$1-restore" -w --noflush
+    done
+}
+
+# Print them: TABLE -A CHAIN RULE.
+own_rules() {
+    "$1-save" 2>/dev/null | sed -n "/^\*/{s/^\*//;h;}
+        /^-A .*--comment \"\{0,1\}$NAME\"\{0,1\}\( \|$\)/{G;s/\(.*\)\n\(.*\)/\2 \1/p;}"
+}
+
+# Those that the admin's file of rules made.
+remove_chains() {
+    made chain | sed -n "s/^$1 //p" | while read -r table chain; do
+        for backend in "$1-nft" "$1-legacy" "$1"; do
+            "$backend" -w -t "$table" -X "$chain" 2>/dev/null || true
         done
+        forget chain "$1 $table $chain"
+    done
 }
 
 reload_systemd() {
@@ -209,7 +229,7 @@ uninstall_former() {
 }
 
 say_changes() {
-    say "would stop the service, and take 169.254.169.254 and its redirect away"
+    say "would stop the service, and take its addresses and packet rules away"
     dpkg --listfiles "$NAME" | while read -r path; do
         case $ACTION,$path in remove,/etc/*) continue ;; esac # stays, as what an admin may edit
         if [ -L "$path" ] || [ ! -d "$path" ]; then say "would remove $path"; fi
