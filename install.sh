@@ -241,7 +241,7 @@ is_in() {
 # The name of an interface, or of all that begin so: but not of all there are.
 is_interface() {
     case $1 in
-        lo | + | ????????????????* | *[!A-Za-z0-9._+-]* | *+?*) return 1 ;;
+        lo | + | -* | ????????????????* | *[!A-Za-z0-9._+-]* | *+?*) return 1 ;;
     esac
 }
 
@@ -451,8 +451,11 @@ try_rule() {
     printf '%s\n' "*$2" "-A $rule" "-D $rule" COMMIT | "$1-restore" -w --noflush
 }
 
-# Tell whether all addresses are there.
 alias_is_set() {
+    is_on_lo 169.254.169.254
+}
+
+addresses_are_set() {
     for address in $(each "$ADDRESSES"); do
         is_on_lo "$address" || return 1
     done
@@ -896,7 +899,7 @@ say_changes() {
             fi
         done
     [ -d "$LOG_DIR" ] || say "would make the folder $LOG_DIR"
-    if is_root; then "$INIT" network-status >/dev/null 2>&1; else alias_is_set; fi ||
+    if is_root; then "$INIT" network-status >/dev/null 2>&1; else addresses_are_set; fi ||
         say "would lead 169.254.169.254:80 to port $PORT: address on lo, rules in iptables" \
             "(ADDRESSES: $ADDRESSES; CONTAINERS: ${CONTAINERS:-none})"
     starts_at_boot || say "would register it to start at boot"
@@ -1134,7 +1137,8 @@ check_listener() {
 
 check_address() {
     if ! is_root; then
-        judge alias_is_set "on lo: $ADDRESSES" "not all on lo: $ADDRESSES" "service $NAME restart"
+        judge addresses_are_set "on lo: $ADDRESSES" "not all on lo: $ADDRESSES" \
+            "service $NAME restart"
         unseen "the packet rules (only root can see iptables)"
     elif complaints=$("$INIT" network-status); then
         good "on lo: $ADDRESSES; redirect to port $PORT, once${CONTAINERS:+; from $CONTAINERS, too}"
@@ -1149,7 +1153,7 @@ LINES
 
 # Without the address of its own a cloud machine would ask its real metadata service.
 check_round_trip() {
-    is_on_lo 169.254.169.254 || return 0
+    alias_is_set || return 0
     code=0
     proof="IMDSv2 through http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
     case $code in

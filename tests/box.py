@@ -35,7 +35,7 @@ MIRROR = os.environ.get("FAKE_METADATA_MIRROR")  # none: debootstrap's default
 
 EVERYWHERE = ["iptables", "iproute2", "logrotate", "python3", "curl", "openssl", "procps",
               "cron"]
-SYSTEMD = ["systemd", "systemd-sysv", "dbus"]
+SYSTEMD = ["systemd", "systemd-sysv", "dbus", "nftables"]
 KINDS = {
     "sysvinit": EVERYWHERE + ["sysvinit-core", "ifupdown", "daemontools", "runit", "python3-boto3"],
     "systemd": EVERYWHERE + SYSTEMD + ["ifupdown"],
@@ -213,6 +213,8 @@ print(json.dumps({
     "links and routes": output("ip", "-o", "link") + output("ip", "route", "show", "table", "all"),
     "iptables-nft": rules("iptables-nft-save"),
     "iptables-legacy": rules("iptables-legacy-save"),
+    "ip6tables-nft": rules("ip6tables-nft-save"),
+    "ip6tables-legacy": rules("ip6tables-legacy-save"),
     "users": output("getent", "passwd") + output("getent", "group"),
     "processes": sorted(processes()),
     "ports": sorted(" ".join(line.split()[:5]) for line in output("ss", "-Hltun")),
