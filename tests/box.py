@@ -239,7 +239,8 @@ def root_fs(kind):
     recipe = repr([SUITE, MIRROR, KINDS[kind], PREPARE, INTERFACES])
     folder = os.path.join(CACHE, "%s-%s" % (kind, hashlib.sha256(recipe.encode()).hexdigest()[:8]))
     os.makedirs(CACHE, exist_ok=True)
-    with open(os.path.join(CACHE, kind + ".lock"), "w") as lock:
+    # One at a time: debootstrap keeps its packages in one folder for all kinds.
+    with open(os.path.join(CACHE, "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.isdir(folder):
             build(kind, folder)

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Set up what the tests need and run them: all but those on booted boxes (tests/test_box.py), unless asked for.
-# Usage: sh tests/run.sh [PYTEST ARGUMENT...]
+# Set up what the tests need and run them: all but those on booted boxes, unless asked for.
+# Usage: sh tests/run.sh [boxes] [PYTEST ARGUMENT...]
 #   sh tests/run.sh                                 everything that a few minutes allow, on all processors
 #   sh tests/run.sh -k token                        some of it
-#   sh tests/run.sh tests/test_box.py               the booted boxes; needs root and debootstrap
+#   sh tests/run.sh boxes                           the booted boxes, four at a time at most; needs root and debootstrap
+#   sh tests/run.sh tests/test_box.py -k purge      some of them, one after the other
 #   PYTHON=/opt/python3.7 sh tests/run.sh           with another Python than python3
 # Takes pytest, hypothesis and xdist from a venv below .venv where that works, else from Debian's packages (as root).
 set -eu
@@ -62,13 +63,31 @@ names_a_test() {
     return 1
 }
 
+# Print the test modules that boot boxes: those that import tests/box.py.
+box_modules() {
+    grep -lE "^(from box import|import box)\b" tests/test_*.py
+}
+
+# Each process of the tests has one box most of the time.
+boxes_at_a_time() {
+    processors=$(nproc)
+    echo $((processors < 4 ? processors : 4))
+}
+
 main() {
     cd "$(dirname "$0")/.."
     command -v "$PYTHON" >/dev/null || die "$PYTHON is not installed. As root: apt-get install python3"
     VENV=.venv/$("$PYTHON" -c "import sys; print('%d.%d' % sys.version_info[:2])")
     find_tester
     say "testing with $("$TESTER" --version) ($TESTER)"
-    names_a_test "$@" || set -- --numprocesses=auto --ignore=tests/test_box.py tests "$@"
+    if [ "${1-}" = boxes ]; then
+        shift
+        # shellcheck disable=SC2046 # words
+        set -- --numprocesses="$(boxes_at_a_time)" --dist=loadgroup $(box_modules) "$@"
+    elif ! names_a_test "$@"; then
+        # shellcheck disable=SC2046 # words
+        set -- --numprocesses=auto $(box_modules | sed s/^/--ignore=/) tests "$@"
+    fi
     exec "$TESTER" -m pytest "$@"
 }
 

@@ -135,7 +135,9 @@ def ready(sysvinit):
     return sysvinit
 
 
-@pytest.fixture(scope="module", params=INITS)
+# The tests of a group run in one process, so that they share one box there, too.
+@pytest.fixture(scope="module", params=[
+    pytest.param(init, marks=pytest.mark.xdist_group("shared-" + init)) for init in INITS])
 def shared_box(request, tmp_path_factory):
     with Box(request.param, tmp_path_factory.mktemp("shared")) as box:
         box.copy_product()

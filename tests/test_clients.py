@@ -202,7 +202,7 @@ def go(program, library):
     tool("go")
     need(os.path.isdir(os.path.join(GO_LIBRARIES, "src", library)),
          library + " is not installed")
-    built = os.path.join(FOLDER, "build", program)
+    built = os.path.join(FOLDER, "build", "%s-%d" % (program, os.getpid()))
     subprocess.run(["go", "build", "-o", built, os.path.join(FOLDER, program + ".go")], check=True,
                    env=dict(os.environ, GO111MODULE="off", GOPATH=GO_LIBRARIES, GOFLAGS="",
                             GOPROXY="off"))
