@@ -40,8 +40,11 @@ def with_limits(**limits):
     return [sys.executable, "-c", WITH_LIMITS] + ["%s=%s" % limit for limit in limits.items()]
 
 
-def wait_for(condition, timeout=10, what="the condition"):
-    """Return the first true value of condition(), asked until timeout seconds have passed."""
+def wait_for(condition, timeout=30, what="the condition"):
+    """Return the first true value of condition(), asked until timeout seconds have passed.
+
+    Half a minute is for a machine that is busy with other things; what comes comes at once.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -115,7 +118,7 @@ class Service:
     def stderr(self):
         return text_of(self.stderr_path)
 
-    def request(self, method, path, headers=(), body=None, timeout=10):
+    def request(self, method, path, headers=(), body=None, timeout=30):
         """Send one request on a connection of its own; return (status, headers, body as bytes)."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
@@ -138,7 +141,7 @@ class Service:
         assert status == 200, (status, body)
         return body.decode()
 
-    def connect(self, timeout=10):
+    def connect(self, timeout=30):
         return socket.create_connection((self.host, self.port), timeout=timeout)
 
     def raw(self, data, timeout=10, close=False):
@@ -154,11 +157,11 @@ class Service:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(10)
+            return self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise AssertionError("did not stop within 10 s of TERM")
+            raise AssertionError("did not stop within 30 s of TERM")
 
     def __enter__(self):
         return self

@@ -200,7 +200,7 @@ def test_signal_before_command(start, tmp_path, name, status):
 
     process.send_signal(getattr(signal, "SIG" + name))
 
-    assert process.wait(10) == status
+    assert process.wait(30) == status
     assert process.stdout.read() == ""
     assert not os.path.exists("/proc/" + pid)
 
@@ -215,7 +215,7 @@ def test_signal_is_passed_on(start, name):
 
     process.send_signal(getattr(signal, "SIG" + name))
 
-    assert process.wait(10) == 11
+    assert process.wait(30) == 11
 
 
 def test_usr1_rotates_and_hup_reloads(tmp_path):
@@ -273,7 +273,7 @@ def test_killed_command(start):
     process = start("--", "sh", "-c", "echo $$; exec sleep 60")
     os.kill(int(process.stdout.readline()), signal.SIGKILL)
 
-    assert process.wait(10) == 137
+    assert process.wait(30) == 137
     assert running_in(process.pid) == []
 
 
@@ -291,7 +291,7 @@ class Terminal:
     def type(self, text):
         os.write(self.file, text.encode())
 
-    def wait_for(self, pattern, timeout=10):
+    def wait_for(self, pattern, timeout=30):
         """Wait until what is shown since the last match has a pattern."""
         deadline = time.monotonic() + timeout
         while not re.search(pattern, self.shown):

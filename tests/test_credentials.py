@@ -62,7 +62,7 @@ class SlowSource:
 
     def __call__(self, cancelled):
         self.begun.put(cancelled)
-        outcome = self.outcomes.get(timeout=10)
+        outcome = self.outcomes.get(timeout=30)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -96,7 +96,7 @@ class Scene:
     def finish(self, outcome):
         """End the fetch under way with an outcome; act on it as the server's thread does."""
         self.fetch.outcomes.put(outcome)
-        self.posted.get(timeout=10)()
+        self.posted.get(timeout=30)()
 
 
 # Rotation.
@@ -333,7 +333,7 @@ def test_one_fetch_at_a_time():
     for _ in range(100):
         assert scene.current is None
         scene.credentials.refresh_if_needed()
-    scene.fetch.begun.get(timeout=10)
+    scene.fetch.begun.get(timeout=30)
 
     assert scene.credentials.pending
     assert scene.fetch.begun.empty()
@@ -390,7 +390,7 @@ def test_outcome_after_cancel():
     scene.credentials.refresh()
 
     scene.credentials.cancel()
-    cancelled = scene.fetch.begun.get(timeout=10)
+    cancelled = scene.fetch.begun.get(timeout=30)
     scene.finish(keys())
 
     assert cancelled.is_set()
@@ -648,7 +648,7 @@ def test_profile_in_a_pipe(aws_file):
             outcome.put(error)
     threading.Thread(target=read, daemon=True).start()
 
-    assert isinstance(outcome.get(timeout=2), SourceError)
+    assert isinstance(outcome.get(timeout=30), SourceError)
 
 
 def test_profile_by_credential_process(aws_file):

@@ -704,7 +704,7 @@ def test_token_expires(service):
     """A token is accepted for its TTL and no longer."""
     token = service.token(ttl=1)
     assert service.get("/latest/", token=token)[0] == 200
-    wait_for(lambda: service.get("/latest/", token=token)[0] == 401, timeout=2,
+    wait_for(lambda: service.get("/latest/", token=token)[0] == 401,
              what="the end of the token")
 
 

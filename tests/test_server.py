@@ -320,7 +320,7 @@ def test_call_soon_threadsafe(serving):
 
     server.call_soon_threadsafe(lambda: (threads.append(threading.current_thread()), called.set()))
 
-    assert called.wait(5) and threads[0] is not threading.current_thread()
+    assert called.wait(30) and threads[0] is not threading.current_thread()
     server.shutdown()
 
 

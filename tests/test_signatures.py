@@ -276,7 +276,7 @@ class SlowSigner(Signer):
         self.gate = threading.Event()
 
     def wait(self, cancelled):
-        assert self.gate.wait(10)
+        assert self.gate.wait(30)
         return PAIR, make_certificate(PAIR)
 
 
