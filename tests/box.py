@@ -67,6 +67,7 @@ apt-get clean
 rm -rf /var/lib/apt/lists/*
 if [ -d /etc/network ]; then cat >/etc/network/interfaces; else rm -rf /etc/network; fi
 echo 127.0.0.1 localhost box >/etc/hosts
+echo nameserver 192.0.2.53 >/etc/resolv.conf
 echo box >/etc/hostname
 mkdir -m 755 -p /home/dev
 chown 1000:1000 /home/dev
@@ -106,6 +107,9 @@ mount -o remount,bind,ro proc/sys
 mount --bind proc/sys/net proc/sys/net
 mount -o remount,bind,rw proc/sys/net
 mount -t sysfs -o ro sysfs sys
+for folder in sys/class/dmi sys/hypervisor; do  # a box is no cloud's, whatever this machine is
+    [ ! -d "$folder" ] || mount -t tmpfs tmpfs "$folder"
+done
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 run run
 mount -t tmpfs -o mode=755 dev dev
