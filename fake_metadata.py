@@ -84,7 +84,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.5"
+VERSION = "1.6"
 
 
 # ---------------------------------------------------------------- names and limits ------------

@@ -476,6 +476,7 @@ files() {
 644 init.d/$NAME.service /lib/systemd/system/$NAME.service
 644 init.d/$NAME.firewalld.conf /lib/systemd/system/firewalld.service.d/$NAME.conf
 644 init.d/$NAME.nftables.conf /lib/systemd/system/nftables.service.d/$NAME.conf
+644 init.d/$NAME.nftables.conf /lib/systemd/system/netfilter-persistent.service.d/$NAME.conf
 755 fake_metadata.py $APP_DIR/fake_metadata.py
 755 install.sh $APP_DIR/install.sh
 755 uninstall.sh $APP_DIR/uninstall.sh
