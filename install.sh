@@ -7,7 +7,7 @@
 #   --dry-run      print every change, make none
 #   --no-start     install, but do not start the service
 #   --supervise    run under daemontools or runit (/service or /etc/service)
-#   --force        install even on a real EC2 instance, whose own metadata service is hidden then
+#   --force        install even where there is a metadata service already, which is hidden then
 #   --deb [FILE]   only make the Debian package, for other boxes and images; needs no root
 #   --help         print this
 #
@@ -193,7 +193,8 @@ check_box() {
     check_foreign
     check_config
     if starts_now; then
-        check_ec2
+        say_foreign_rules
+        check_own_service
         check_supervisor
         (apply_defaults && check_port)
         [ -n "$DRY_RUN" ] || check_network
@@ -367,10 +368,89 @@ policy_allows() {
     [ "$code" -ne 101 ]
 }
 
-check_ec2() {
-    [ -n "${FAKE_METADATA_FORCE-}" ] || ! grep -qs "Amazon EC2" /sys/class/dmi/id/*vendor ||
-        die "this is a real EC2 instance, with a metadata service of its own;" \
+# What is hidden then may be where this machine has its name, its keys and its DNS from.
+check_own_service() {
+    [ -z "${FAKE_METADATA_FORCE-}" ] || return 0
+    reason=$(own_service)
+    if [ -z "$reason" ] && [ -z "$DRY_RUN" ] && is_answered; then
+        reason="something answers at 169.254.169.254 already"
+    fi
+    [ -z "$reason" ] ||
+        die "$reason;" \
             "--force (with dpkg or apt: FAKE_METADATA_FORCE=yes) hides that behind the fake one"
+}
+
+# Print why there must be a metadata service already, if so, without asking for it.
+own_service() {
+    cloud=$(own_cloud)
+    nameserver=$(grep -lsE "^[[:space:]]*nameserver[[:space:]]+169\.254\.169\.254([[:space:]]|\$)" \
+        /etc/resolv.conf /run/systemd/resolve/resolv.conf | head -n 1)
+    if [ -n "$cloud" ]; then
+        say "this is a machine of $cloud, with a metadata service of its own"
+    elif [ -n "$nameserver" ]; then
+        say "169.254.169.254 is a nameserver of this machine, as on Google Cloud (in $nameserver)"
+    fi
+}
+
+own_cloud() {
+    clouds | while IFS="|" read -r cloud files pattern; do
+        for file in /sys/$files; do
+            value=''
+            { read -r value <"$file" || true; } 2>/dev/null
+            # shellcheck disable=SC2254 # a pattern
+            case $value in $pattern) say "$cloud"; return ;; esac
+        done
+    done
+}
+
+# Print CLOUD|FILES|PATTERN for the clouds whose service is at 169.254.169.254, told as by
+# ds-identify of cloud-init. (The vendor of Azure is that of every guest of Hyper-V. Scaleway,
+# Alibaba and Tencent have theirs at other addresses.)
+clouds() {
+    cat <<'LIST'
+EC2|class/dmi/id/*vendor|Amazon EC2*
+EC2|class/dmi/id/bios_version|*.amazon
+EC2|class/dmi/id/product_uuid|[Ee][Cc]2*
+EC2|hypervisor/uuid|[Ee][Cc]2*
+Google Cloud|class/dmi/id/product_name|Google Compute Engine*
+Google Cloud|class/dmi/id/product_serial|GoogleCloud-*
+Azure|class/dmi/id/chassis_asset_tag|7783-7084-3265-9085-8269-3286-77
+Oracle Cloud|class/dmi/id/chassis_asset_tag|OracleCloud.com*
+OpenStack|class/dmi/id/product_name|OpenStack *
+OpenStack|class/dmi/id/chassis_asset_tag|OpenStack *
+Open Telekom Cloud|class/dmi/id/chassis_asset_tag|OpenTelekomCloud*
+SAP Converged Cloud|class/dmi/id/chassis_asset_tag|SAP CCloud VM*
+Huawei Cloud|class/dmi/id/chassis_asset_tag|HUAWEICLOUD*
+DigitalOcean|class/dmi/id/sys_vendor|DigitalOcean
+Hetzner Cloud|class/dmi/id/sys_vendor|Hetzner
+Vultr|class/dmi/id/sys_vendor|Vultr
+Akamai (Linode)|class/dmi/id/sys_vendor|Akamai
+Akamai (Linode)|class/dmi/id/sys_vendor|Linode
+UpCloud|class/dmi/id/sys_vendor|UpCloud
+NWCS|class/dmi/id/sys_vendor|NWCS
+Exoscale|class/dmi/id/product_name|Exoscale*
+Outscale|class/dmi/id/sys_vendor|3DS Outscale
+E24Cloud|class/dmi/id/sys_vendor|e24cloud
+Brightbox|class/dmi/id/product_serial|*.brightbox.com
+ZStack|class/dmi/id/chassis_asset_tag|*.zstack.io
+LIST
+}
+
+# Tell whether a connection to port 80 of the address is accepted; nothing is sent. With the address
+# of ours on lo that could only be this service.
+is_answered() {
+    ! alias_is_set || { [ -n "$FRESH" ] && ! is_former; } || return 1
+    connects
+}
+
+connects() {
+    "$PYTHON" -I 2>/dev/null \
+        -c "import socket; socket.create_connection(('169.254.169.254', 80), timeout=2)"
+}
+
+# Another tool for the same address, or what one left. It may go on; ours stands first.
+say_foreign_rules() {
+    foreign_rules | sed "s/^/a rule of another program for our address: /"
 }
 
 check_supervisor() {
@@ -386,8 +466,13 @@ check_port() {
 
 # Print who listens where the redirect leads, each with its user, and its pid if root asks.
 listeners() {
-    ss -Hltnpe "sport = :$PORT" 2>/dev/null |
-        grep -E " (127\.0\.0\.1|0\.0\.0\.0|\*|\[::\]):$PORT " || true
+    listeners_at "127.0.0.1:$PORT"
+}
+
+listeners_at() {
+    port=${1##*:}
+    ss -Hltnpe "sport = :$port" 2>/dev/null |
+        grep -F -e " $1 " -e " 0.0.0.0:$port " -e " *:$port " -e " [::]:$port " || true
 }
 
 listener_pid() {
@@ -395,7 +480,11 @@ listener_pid() {
 }
 
 port_is_ours() {
-    listeners | grep -q " uid:$(id -u "$NAME" 2>/dev/null) "
+    listeners | is_service
+}
+
+is_service() {
+    grep -q " uid:$(id -u "$NAME" 2>/dev/null) "
 }
 
 # Print who listens on the port: "python3", pid 12.
@@ -459,6 +548,39 @@ addresses_are_set() {
     for address in $(each "$ADDRESSES"); do
         is_on_lo "$address" || return 1
     done
+}
+
+# ---- rules of others
+
+addresses() {
+    # shellcheck disable=SC2046 # words
+    printf '%s\n' $(say "$ADDRESSES" | tr , ' ')
+}
+
+# Print the rules that name one of our addresses, wherever they stand, and are not ours.
+foreign_rules() {
+    packet_rules | cut -f 2- | grep -wF "$(addresses)" | visible
+}
+
+# Print what is not ours as PACKETS, a tab, and: the command that adds a rule, or sets a policy that
+# drops; for a table of nftables that is not one of iptables, "nft TABLE CHAIN: RULE # handle N".
+packet_rules() {
+    for tool in iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy; do
+        "$tool-save" -c 2>/dev/null | awk -v tool="$tool" '
+            /^\*/ { table = substr($0, 2) }
+            /^:/ && $2 == "DROP" { print $3 "\t" tool " -t " table " -P " substr($1, 2) " DROP" }
+            /^\[/ { packets = $1; sub(/^[^ ]* /, ""); print packets "\t" tool " -t " table " " $0 }
+        ' | grep -vE -e "--comment \"?$NAME" || true
+    done
+    nft -a list ruleset 2>/dev/null | awk '
+
+        $1 == "table" { table = $2 " " $3 }
+        $1 == "chain" { chain = table " " $2 }
+        table ~ /^ip6? (filter|nat|mangle|raw|security)$/ { next }
+        $3 == "hook" && /policy drop;/ { print "-\tnft " chain ": hook " $4 ", policy drop" }
+        / (drop|reject|redirect|dnat|tproxy|queue)( .*)? # handle / {
+            sub(/^[ \t]*/, ""); print "-\tnft " chain ": " $0 }
+    ' || true
 }
 
 # ---- the package
@@ -992,6 +1114,11 @@ good() {
     say "ok        $1"
 }
 
+# Say what is worth knowing, but no problem: note TEXT [REMEDY]
+note() {
+    say "note      $1${2:+; remedy: $2}"
+}
+
 problem() {
     PROBLEMS=$((PROBLEMS + 1))
     say "PROBLEM   $1; remedy: $2"
@@ -1008,6 +1135,7 @@ check() {
         check_all
     else
         problem "$NAME is not installed" "$REPAIR"
+        note_own_service
     fi
     [ "$PROBLEMS" -eq 0 ] || die "problems: $PROBLEMS"
     say "all is well${UNSEEN:+, as far as it could be seen}"
@@ -1024,6 +1152,8 @@ check_all() {
     check_listener
     check_address
     check_round_trip
+    note_own_service
+    note_arp
     check_log
     check_source
     check_variables
@@ -1125,15 +1255,38 @@ check_service() {
     fi
 }
 
+# The redirect leads to the addresses of box.conf, whatever else is bound.
 check_listener() {
-    if [ -z "$(listeners)" ]; then
-        problem "nothing listens on port $PORT, where the redirect leads" \
-            "service $NAME restart, and no other port in bind"
-    elif port_is_ours; then
-        good "port $PORT is the service's"
+    for address in $(bound_addresses); do
+        if [ -z "$(listeners_at "$address")" ]; then
+            problem "nothing listens at $address, where the redirect leads" "$(how_to_listen)"
+        elif listeners_at "$address" | is_service; then
+            good "$address is the service's"
+        else
+            problem "port $PORT belongs to $(port_owner)" "stop that, then: service $NAME restart"
+        fi
+    done
+}
+
+bound_addresses() {
+    bound=$(sed -n 's/^bind *= *//p' "/run/$NAME/box.conf" 2>/dev/null | tr -d , || true)
+    echo "${bound:-127.0.0.1:$PORT}"
+}
+
+how_to_listen() {
+    if has_bind "/run/$NAME/set.conf"; then
+        say "service $NAME unset server.bind"
+    elif has_bind "$CONFIG"; then
+        say "take bind of [server] out of $CONFIG (PORT and CONTAINERS in $DEFAULTS say where)," \
+            "then: service $NAME restart"
     else
-        problem "port $PORT belongs to $(port_owner)" "stop that, then: service $NAME restart"
+        say "service $NAME restart"
     fi
+}
+
+has_bind() {
+    awk '/^\[/ { here = /^\[server\]/ } here && /^bind *[=:]/ { found = 1 }
+        END { exit !found }' "$1" 2>/dev/null
 }
 
 check_address() {
@@ -1154,15 +1307,112 @@ LINES
 
 # Without the address of its own a cloud machine would ask its real metadata service.
 check_round_trip() {
-    alias_is_set || return 0
+    if ! alias_is_set; then
+        [ "$(nmcli -t networking 2>/dev/null)" != disabled ] ||
+            problem "NetworkManager's networking is off: it takes addresses off lo" \
+                "service $NAME restart, as long as it is off"
+        return
+    fi
+    end=$(stat -c %s "$LOG_DIR/server.log" 2>/dev/null || echo 0)
     code=0
     proof="IMDSv2 through http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
     case $code in
         0) good "$proof" ;;
         2) problem "$proof" "see [credentials] in $CONFIG, and $LOG_DIR/server.log" ;;
-        *) problem "$proof" \
-            "mend what stands above, or see [metadata-options] and [faults] in $CONFIG" ;;
+        *) check_way "$(refusal_since "$end")"; return ;;
     esac
+    while read -r rule; do
+        [ -z "$rule" ] || note "a rule of another program for our address, behind ours: $rule"
+    done <<LINES
+$(foreign_rules)
+LINES
+}
+
+# Print why the service itself gave no token: the last words of its line in the log.
+refusal_since() {
+    tail -c "+$(($1 + 1))" "$LOG_DIR/server.log" 2>/dev/null |
+        sed -n 's|.* "PUT /latest/api/token HTTP/1.1" .*" \(.*\)|\1|p' | tail -n 1 | visible
+}
+
+# Name what keeps the answer from the client: check_way REFUSAL
+check_way() {
+    before=$PROBLEMS
+    [ -z "$1" ] || problem "$proof: $1 (so says the log)" \
+        "take that out of $CONFIG and reload, or unset it (service $NAME show says what is set)"
+    [ -n "$(ip link show dev lo up 2>/dev/null)" ] ||
+        problem "$proof: lo is down" "ip link set dev lo up"
+    while read -r rule; do
+        [ -z "$rule" ] || problem "$proof: in the way is $(say "$rule" | visible)" \
+            "$(without "$rule" | visible), also in what sets it"
+    done <<LINES
+$(obstacles)
+LINES
+    [ "$PROBLEMS" -gt "$before" ] || problem "$proof" \
+        "mend what stands above, or see the end of $LOG_DIR/server.log"
+}
+
+# Print the rules that took a packet of a connection to the address and did not let it go on. Those
+# of nftables need not count: of them, all that name address or port, or drop what no rule lets in.
+obstacles() {
+    counted=$(packet_rules)
+    connects || true
+    {
+        packet_rules | grep -vxFe "$counted" | grep -E -e " -j ($VERDICTS)( |\$)| -P " || true
+        say "$counted" | grep "^-" | grep -E "169\.254\.|port .*\<(80|$PORT)\>|policy drop"
+    } | cut -f 2- | head -n 3
+}
+
+VERDICTS="DROP|REJECT|REDIRECT|DNAT|TPROXY|NFQUEUE"
+
+# Print the command that takes a rule of packet_rules away, or lets what is for lo pass.
+without() {
+    place=${1%%:*}
+    case $1 in
+        *" -P INPUT "*) say "${1%% -P *} -I INPUT -i lo -j ACCEPT" ;;
+        *" -P OUTPUT "*) say "${1%% -P *} -I OUTPUT -o lo -j ACCEPT" ;;
+        *" -A "*) say "${1%% -A *} -D ${1#* -A }" ;;
+        *"input, policy drop") say "nft insert rule ${place#nft } iif lo accept" ;;
+        *"policy drop") say "nft insert rule ${place#nft } oif lo accept" ;;
+        *) say "nft delete rule ${place#nft } handle ${1##* }" ;;
+    esac
+}
+
+note_own_service() {
+    reason=$(own_service)
+    [ -z "$reason" ] || note "$reason, which is hidden while $NAME is installed" \
+        "if that is not meant: sudo sh uninstall.sh"
+}
+
+# The kernel answers for any address of the box at any interface.
+note_arp() {
+    [ "$(arp_ignore all)" = 0 ] || return 0
+    open=''
+    for interface in $(lan_interfaces); do
+        [ "$(arp_ignore "$interface")" != 0 ] || open="$open $interface"
+    done
+    # shellcheck disable=SC2086 # names
+    [ -z "$open" ] || note "this box answers ARP for 169.254.169.254 at:$open" \
+        "$(printf 'sysctl -w net.ipv4.conf.%s.arp_ignore=1; ' $open)and the same in /etc/sysctl.d"
+}
+
+arp_ignore() {
+    cat "/proc/sys/net/ipv4/conf/$1/arp_ignore" 2>/dev/null || echo 1
+}
+
+# Print the interfaces that speak ARP with others than containers: not a bridge without a device
+# (docker0, virbr0), nor what is part of a bridge.
+lan_interfaces() {
+    ip -o link show up | grep -vE "LOOPBACK|NOARP| master " | cut -d: -f2 | cut -d@ -f1 |
+        while read -r interface; do
+            is_for_containers "$interface" || say "$interface"
+        done
+}
+
+is_for_containers() {
+    for name in $(say "$CONTAINERS" | tr , ' '); do
+        case $name,$1 in "$1,$1" | *+,"${name%+}"*) return 0 ;; esac
+    done
+    [ -d "/sys/class/net/$1/bridge" ] && ! ls -d "/sys/class/net/$1/brif/"*/device >/dev/null 2>&1
 }
 
 check_log() {

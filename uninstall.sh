@@ -82,6 +82,7 @@ end_supervision() {
 
 remove() {
     in_chroot || network_down
+    say_saved_rules
     rm -rf "$RUN_DIR"
     ! has deb-systemd-helper || deb-systemd-helper mask "$UNIT" >/dev/null
     reload_systemd
@@ -122,6 +123,16 @@ remove_chains() {
         done
         forget chain "$1 $table $chain"
     done
+}
+
+# What another tool has written down comes back at the next boot. (nft does not write our comment.)
+say_saved_rules() {
+    grep -rlsIE -e "comment[ =]+\"?$NAME" -e "daddr 169\.254\.1[67][0-9.]+ .*(redirect|dnat) to" \
+        /etc/iptables /etc/nftables.conf /etc/nftables.d /etc/firewalld /etc/ufw /etc/sysconfig |
+        while IFS= read -r file; do
+            say "$file has rules for the address of $NAME, which come back at the next boot:" \
+                "take them out there (or: netfilter-persistent save)"
+        done
 }
 
 reload_systemd() {
@@ -212,6 +223,7 @@ uninstall() {
     [ "$(id -u)" -eq 0 ] || die "only root can uninstall: sudo sh $0"
     said=$(dpkg --force-remove-reinstreq "--$ACTION" "$NAME" 2>&1 </dev/null) ||
         { echo "$said" >&2; die "dpkg could not remove it: see above, then run me again"; }
+    say_saved_rules
     if [ "$ACTION" = purge ]; then
         say "$NAME is gone"
     else
