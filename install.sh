@@ -552,14 +552,9 @@ addresses_are_set() {
 
 # ---- rules of others
 
-addresses() {
-    # shellcheck disable=SC2046 # words
-    printf '%s\n' $(say "$ADDRESSES" | tr , ' ')
-}
-
 # Print the rules that name one of our addresses, wherever they stand, and are not ours.
 foreign_rules() {
-    packet_rules | cut -f 2- | grep -wF "$(addresses)" | visible
+    packet_rules | cut -f 2- | grep -wF "$(each "$ADDRESSES")" | visible
 }
 
 # Print what is not ours as PACKETS, a tab, and: the command that adds a rule, or sets a policy that
@@ -1408,7 +1403,7 @@ lan_interfaces() {
 }
 
 is_for_containers() {
-    for name in $(say "$CONTAINERS" | tr , ' '); do
+    for name in $(each "$CONTAINERS"); do
         case $name,$1 in "$1,$1" | *+,"${name%+}"*) return 0 ;; esac
     done
     [ -d "/sys/class/net/$1/bridge" ] && ! ls -d "/sys/class/net/$1/brif/"*/device >/dev/null 2>&1
