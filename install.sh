@@ -470,9 +470,9 @@ listeners() {
 }
 
 listeners_at() {
-    port=${1##*:}
-    ss -Hltnpe "sport = :$port" 2>/dev/null |
-        grep -F -e " $1 " -e " 0.0.0.0:$port " -e " *:$port " -e " [::]:$port " || true
+    at=:${1##*:}
+    ss -Hltnpe "sport = $at" 2>/dev/null |
+        grep -F -e " $1 " -e " 0.0.0.0$at " -e " *$at " -e " [::]$at " || true
 }
 
 listener_pid() {

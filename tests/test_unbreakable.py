@@ -916,7 +916,8 @@ def test_credential_command_that_misbehaves(serve, tmp_path):
     service.signal(signal.SIGUSR1)
     wait_for(lambda: asking.seen == [1, 2] or asking.trouble, what="the next credentials")
     asking.stop()
-    assert asking.slowest < 0.7  # which a request waits for a fetch and "Traceback" not in service.stderr()
+    assert asking.slowest < 0.7  # which a request waits for a fetch
+    assert "Traceback" not in service.stderr()
     assert children_of(service) == []
     wait_for(lambda: open_files(service) <= files, what="the files of the commands closed")
 
