@@ -528,7 +528,7 @@ is_on_lo() {
 try_rules() {
     try_rule "$1" nat "OUTPUT -d $2 -p tcp --dport 80 -j REDIRECT --to-ports $PORT" &&
         try_rule "$1" filter "OUTPUT -s $2 -p tcp --sport $PORT --tcp-flags SYN,ACK SYN,ACK
-            -m owner ! --uid-owner 0 -j DROP" || return 1
+            -m conntrack --ctstate DNAT -m owner ! --uid-owner 0 -j DROP" || return 1
     [ -n "$CONTAINERS" ] || return 0
     try_rule "$1" nat "PREROUTING -i lo -d $2 -p tcp --dport 80 -j DNAT --to-destination $2" &&
         try_rule "$1" filter "INPUT -i lo -d $2 -p tcp --dport $PORT
