@@ -248,7 +248,7 @@ def test_shellcheck_of_the_scripts_of_dpkg(deb, folder, script):
     {"PORT": "0"}, {"PORT": "65536"}, {"PORT": "80a"}, {"PORT": ""}, {"APP_DIR": "here"},
     {"APP_DIR": "/with blank"}, {"LOG_DIR": "/a/../b"}, {"APP_DIR": "/a|b"},
     {"LOG_DIR": "/apps/fake-metadata/logs"}, {"ADDRESSES": "169.254.170.2"},
-    {"CONTAINERS": "docker0"}])
+    {"ADDRESSES": "169.254.169.254 169.254.169.253"}, {"CONTAINERS": "docker0 lo"}])
 def test_bad_settings(sh, folder, variables):
     """A setting that cannot work is refused in one line that names it, before anything is made."""
     result = sh("install.sh --deb %s/package.deb" % folder, **variables)
