@@ -1706,7 +1706,7 @@ def test_set_and_unset(unset):
         "(as in the configuration; was: +0s terminate)\n")
     assert unset.run(GET + META_DATA + SPOT).code != 0
     assert unset.ok("stat -c '%U:%G %a' " + OVERLAY) == "root:fake-metadata 640\n"
-    assert unset.ok("ls /run/fake-metadata | grep set") == "set.conf\n"
+    assert unset.ok("ls /run/fake-metadata | grep set.conf") == "set.conf\n"
 
 
 @pytest.mark.parametrize("command", [SERVICE, INIT])
