@@ -1197,9 +1197,7 @@ check_folder_owners() {
 check_defaults() {
     if [ -e "$DEFAULTS" ] && [ ! -r "$DEFAULTS" ]; then
         unseen "$DEFAULTS (only root can read it)"
-        # shellcheck source=/dev/null
-        [ ! -r "/run/$NAME/settings" ] || . "/run/$NAME/settings"
-        join_settings
+        load_applied
         return
     fi
     value="[A-Za-z0-9_.,:/@%+-]*|\"[^\"\`\$\\]*\"|'[^']*'"
@@ -1207,6 +1205,21 @@ check_defaults() {
         cut -d: -f1 | tr '\n' ' ')
     [ -z "$odd" ] || problem "$DEFAULTS, line ${odd% }: not a plain NAME=value" \
         "no export, no comment behind a value, no blank outside quotes, no CR at the end"
+    check_applied
+}
+
+# What follows is looked at as it was applied last.
+check_applied() {
+    chosen="PORT=$PORT ADDRESSES=$ADDRESSES CONTAINERS=$CONTAINERS"
+    load_applied
+    [ "PORT=$PORT ADDRESSES=$ADDRESSES CONTAINERS=$CONTAINERS" = "$chosen" ] ||
+        problem "chosen, but not yet applied: $chosen" "service $NAME reload"
+}
+
+load_applied() {
+    # shellcheck source=/dev/null
+    [ ! -r "/run/$NAME/settings" ] || . "/run/$NAME/settings"
+    join_settings
 }
 
 check_configuration() {
