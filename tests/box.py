@@ -137,6 +137,17 @@ umount -l .
 exec env -i PATH="$PATH" container=box setpriv --bounding-set=-sys_time,-sys_module /sbin/init
 """
 
+# /lib of a box is a link to /usr/lib.
+LAYER = """
+set -eu
+. /etc/os-release
+[ "$VERSION_CODENAME" = "$0" ]
+apt-get --quiet --option APT::Sandbox::User=root download "$@"
+for package in *.deb; do dpkg -x "$package" .; done
+[ ! -d lib ] || cp -a lib/. usr/lib
+find . -mindepth 1 -maxdepth 1 ! -name usr -exec rm -r {} +
+"""
+
 # A disk below a disk of the same kind, whose dpkg has the package put on it.
 BUILD_IMAGE = """
 set -eu
@@ -271,6 +282,28 @@ def build(kind, folder):
     os.rename(partial, folder)
 
 
+def layer(name, packages):
+    """Return a folder with what packages have below /usr, to lie over the disk of a box.
+
+    Nothing is installed: on a box their programs are there, and none has been started or set up.
+    CalledProcessError where they cannot be had, as on a machine with another Debian.
+    """
+    folder = os.path.join(CACHE, "%s-%s" % (name, hashlib.sha256(
+        repr([SUITE, packages, LAYER]).encode()).hexdigest()[:8]))
+    os.makedirs(CACHE, exist_ok=True)
+    with open(os.path.join(CACHE, name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.isdir(folder):
+            partial = folder + ".partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            os.mkdir(partial)
+            os.chmod(partial, 0o755)
+            subprocess.run(["sh", "-c", LAYER, SUITE] + packages, cwd=partial, check=True,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            os.rename(partial, folder)
+    return folder
+
+
 # A service that has just been started makes its signing key beside its work.
 UNTIL_KEY_IS_MADE = """
 is_due() {
@@ -285,11 +318,11 @@ for _ in $(seq 100); do is_due || break; sleep 0.1; done
 class Box:
     """One booted Debian on a disk of its own until `close()`, through reboots and power cuts."""
 
-    def __init__(self, kind, folder):
+    def __init__(self, kind, folder, *layers):
         self.kind = kind
         self.folder = tempfile.mkdtemp(prefix=kind + "-", dir=str(folder))
         self.name = "box-%d-%s" % (os.getpid(), os.path.basename(self.folder))
-        self.root_fs = root_fs(kind)
+        self.root_fs = ":".join(layers + (root_fs(kind),))
         for name in ("disk", "work", "root", "cgroup"):
             os.mkdir(os.path.join(self.folder, name))
         # The top of the tree is the disk's own: mkdir would make it the caller's umask.
