@@ -7,6 +7,7 @@ debootstrap, and pip once.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from test_network import ALL_ADDRESSES, EVERYTHING, Container, url
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or ""),
               pytest.mark.xdist_group("modes")]
 
-SESSION = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients", "boto3_session.py")
 LIBRARY = "/home/dev/boto3"  # in the box; without the services that it knows
 TOKEN_FILE = "/home/dev/token"
 DEFAULT = "# as it comes\n"
@@ -60,29 +60,48 @@ def library():
     return folder
 
 
+# Prints what boto3 finds in each environment that its argument lists: how, a key id, a region.
+SESSIONS = r"""
+import json, os, sys
+import boto3, botocore.session
+from botocore.utils import IMDSRegionProvider
+
+def find():
+    keys = boto3.Session().get_credentials()
+    if keys is None:
+        return "no credentials"
+    region = IMDSRegionProvider(botocore.session.Session()).provide()
+    return [keys.method, keys.get_frozen_credentials().access_key, region]
+
+common, found = dict(os.environ), []
+for mode in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(common, **mode)
+    try:
+        found.append(find())
+    except Exception as error:
+        found.append(type(error).__name__)
+print(json.dumps(found))
+"""
+
+
 class Place:
     """Where SDKs and curl run: on the box (`run` is its own), or in a container behind it."""
 
-    def __init__(self, run, python, path, script, token):
-        self.run, self.python, self.path, self.script, self.token = run, python, path, script, token
+    def __init__(self, run, python, path, token):
+        self.run, self.python, self.path, self.token = run, python, path, token
 
-    def session(self, mode, old=False):
-        """Run boto3 with the variables of a mode; return Result(code, out, err)."""
-        variables = dict(mode, HOME="/nonexistent", AWS_METADATA_SERVICE_TIMEOUT="5",
-                         PATH=boxes.PATH, PYTHONDONTWRITEBYTECODE="1")
-        if not old:
-            variables["PYTHONPATH"] = self.path
-        if "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE" in mode:
-            variables["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"] = self.token
-        words = " ".join("%s='%s'" % item for item in sorted(variables.items()))
-        return self.run("env -i %s %s %s </dev/null" % (words, self.python, self.script))
-
-    def finds(self, mode, old=False):
-        """Return (how, access key id, region) of what boto3 finds; it has to find keys."""
-        result = self.session(mode, old)
-        assert result.code == 0, (mode, result)
-        found = json.loads(result.out)
-        return found["Method"], found["AccessKeyId"], found["Region"]
+    def sessions(self, *modes, old=False):
+        """Run boto3 once with the variables of each mode; return what each finds, or its error."""
+        words = ["env", "-i", "PATH=" + boxes.PATH, "HOME=/nonexistent",
+                 "AWS_METADATA_SERVICE_TIMEOUT=5", "PYTHONDONTWRITEBYTECODE=1"]
+        words += [] if old else ["PYTHONPATH=" + self.path]
+        modes = [{name: self.token if value == TOKEN_FILE else value
+                  for name, value in mode.items()} for mode in modes]
+        words += [self.python, "-c", SESSIONS, json.dumps(modes)]
+        result = self.run(" ".join(map(shlex.quote, words)))
+        assert result.code == 0, result
+        return json.loads(result.out)
 
     def status(self, where, *options):
         """Return the HTTP status that curl gets."""
@@ -100,8 +119,6 @@ def sdk_box(tmp_path_factory):
         archive = subprocess.run(["tar", "-C", path, "--exclude=./botocore/data/*/*", "-cf", "-",
                                   "."], stdout=subprocess.PIPE, check=True).stdout
         box.ok("mkdir %s && tar -C %s -xf -" % (LIBRARY, LIBRARY), stdin=archive)
-        with open(SESSION) as file:
-            box.write("/home/dev/session.py", file.read())
         box.write(TOKEN_FILE, "of-the-pod")
         box.before = box.snapshot()
         box.ok(EVERYTHING + INSTALL)
@@ -116,8 +133,8 @@ def places(sdk_box, tmp_path_factory):
     with Container(sdk_box, "br-test") as container:
         sdk_box.container = container
         yield {
-            "box": Place(sdk_box.run, "python3", LIBRARY, "/home/dev/session.py", TOKEN_FILE),
-            "container": Place(container.run, sys.executable, library(), SESSION, str(token)),
+            "box": Place(sdk_box.run, "python3", LIBRARY, TOKEN_FILE),
+            "container": Place(container.run, sys.executable, library(), str(token)),
         }
 
 
@@ -135,50 +152,45 @@ def reconfigure(box, text):
     assert result.code == 0 and "all is well" in result.out, result.out
 
 
-def expected(box, method):
-    """Return what boto3 should find."""
-    keys = json.loads(box.ok(GET + "http://127.0.0.1:8000/v2/credentials/BaseIAMRole"))
-    where = box.ok(GET + "http://127.0.0.1:8000/latest/meta-data/placement/region")
-    return method, keys["AccessKeyId"], where
+def expected(box, names):
+    """Return what boto3 should find in modes: how, the key id of the box, its region."""
+    base = "http://127.0.0.1:8000/"
+    keys = json.loads(box.ok(GET + "-H 'Authorization: of-the-pod' " + base
+                             + "v2/credentials/BaseIAMRole"))
+    token = box.ok(GET + "-X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' " + base
+                   + "latest/api/token")
+    where = box.ok(GET + "-H 'X-aws-ec2-metadata-token: %s' %slatest/meta-data/placement/region"
+                   % (token, base))
+    return [[MODES[name][1], keys["AccessKeyId"], where] for name in names]
 
 
 def test_every_mode(sdk_box, place):
     """boto3 finds keys and region in every mode, with nothing configured."""
     reconfigure(sdk_box, DEFAULT)
-    for name, (mode, method) in MODES.items():
-        assert place.finds(mode) == expected(sdk_box, method), name
+    assert place.sessions(*(mode for mode, _ in MODES.values())) == expected(sdk_box, MODES)
 
 
-@pytest.mark.parametrize("mode", ["imds", "imds ipv6", "relative"])
-def test_boto3_of_debian(sdk_box, places, mode):
+def test_boto3_of_debian(sdk_box, places):
     """Debian's boto3 finds keys and region in the modes that it knows."""
     reconfigure(sdk_box, DEFAULT)
-    variables, method = MODES[mode]
-    assert places["box"].finds(variables, old=True) == expected(sdk_box, method)
-
-
-def expected_with_tokens(box, method):
-    """Return what boto3 should find where a token is asked for everywhere."""
-    headers = "-H 'Authorization: of-the-pod' "
-    keys = json.loads(box.ok(GET + headers + "http://127.0.0.1:8000/v2/credentials/BaseIAMRole"))
-    return method, keys["AccessKeyId"]
+    names = ["imds", "imds ipv6", "relative"]
+    modes = [MODES[name][0] for name in names]
+    assert places["box"].sessions(*modes, old=True) == expected(sdk_box, names)
 
 
 def test_tokens_required(sdk_box, place):
     """With http-tokens = required each mode finds keys that sends a token; others get nothing."""
     reconfigure(sdk_box, REQUIRED + TOKENS)
-    for name, (mode, method) in MODES.items():
-        found = place.finds(dict(MINE, **mode))
-        assert found[:2] == expected_with_tokens(sdk_box, method) and found[2], name
+    modes = [dict(MINE, **mode) for mode, _ in MODES.values()]
+    assert place.sessions(*modes) == expected(sdk_box, MODES)
 
+    refused = [dict(OTHER, AWS_CONTAINER_CREDENTIALS_FULL_URI=TO_POD),
+               dict(OTHER, AWS_CONTAINER_CREDENTIALS_FULL_URI=TO_POD_IPV6), RELATIVE]
+    assert place.sessions(*refused) == ["CredentialRetrievalError"] * 3
     for where in (TO_POD, TO_POD_IPV6):
-        refused = place.session(dict(OTHER, AWS_CONTAINER_CREDENTIALS_FULL_URI=where))
-        assert refused.code == 1 and "CredentialRetrievalError" in refused.err, refused
         assert place.status(where) == 400
         assert place.status(where, "-H 'Authorization: of-another'") == 400
         assert place.status(where, "-H 'Authorization: of-the-pod'") == 200
-    assert place.session(RELATIVE).code == 1
-
     for address in ALL_ADDRESSES.split():
         assert place.status(url(address).strip("'") + "latest/meta-data/") == 401, address
 
@@ -203,14 +215,9 @@ def test_no_container_credentials_at_the_addresses_of_imds(sdk_box, places, conf
 def test_ipv6_disabled(sdk_box, place):
     """http-protocol-ipv6 = disabled ends the IPv6 mode alone, not Pod Identity over IPv6."""
     reconfigure(sdk_box, "[metadata-options]\nhttp-protocol-ipv6 = disabled\n" + TOKENS)
-
-    refused = place.session(IMDS_IPV6)
-
-    assert refused.code == 1 and "no credentials" in refused.err, refused
-    for name in ("imds", "relative", "pod", "pod ipv6"):
-        mode, method = MODES[name]
-        found = place.finds(dict(MINE, **mode))
-        assert found[:2] == expected_with_tokens(sdk_box, method) and found[2], name
+    others = [name for name in MODES if name != "imds ipv6"]
+    modes = [IMDS_IPV6] + [dict(MINE, **MODES[name][0]) for name in others]
+    assert place.sessions(*modes) == ["no credentials"] + expected(sdk_box, others)
 
 
 def test_addresses_in_the_log(sdk_box, places):
