@@ -49,6 +49,7 @@ import email.utils
 import errno
 import fcntl
 import functools
+import gzip
 import hashlib
 import heapq
 import hmac
@@ -60,6 +61,7 @@ import json
 import math
 import operator
 import os
+import pwd
 import random
 import re
 import resource
@@ -84,7 +86,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.6"
+VERSION = "1.7"
 
 
 # ---------------------------------------------------------------- names and limits ------------
@@ -164,7 +166,13 @@ LINGER_SECONDS = 2  # for a refused client to read its answer before the connect
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
 SWEEP_SECONDS = 1  # between two looks at all deadlines, and at credentials that may be due
 MAX_CONNECTIONS = 4096
+MAX_INSTANCES = 4096  # that are kept in memory, of those that clients see by their address
+FORGET_SECONDS = 3600  # until all of them are forgotten; who asks again has the same one
 IP_FREEBIND = 15  # ip(7); the socket module has no name for it
+ORIGINAL_DST = 80  # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST of the kernel's netfilter headers
+NETLINK_SOCK_DIAG = 4  # sock_diag(7)
+SOCK_DIAG_BY_FAMILY = 20
+NAME_SECONDS = 60  # for which the name of a user is remembered
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
 ACCEPT_BATCH = 16  # connections accepted before the others are served; below RESERVED_FILES
 REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
@@ -178,6 +186,7 @@ MAX_LOGGED_LINE = 1024  # characters of a request line, and of a user agent
 MAX_REFUSED_LINE = 128  # the same, of a request that was not even admitted
 MAX_REFUSALS = 50  # lines a second for the refusals of one peer; the rest are counted
 MAX_GATHERED = 65536  # characters of lines that wait to be written
+MAX_ASKERS = 1000  # that are told apart when a log is read
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
 
 # Configuration.
@@ -706,7 +715,7 @@ class Response:
         self.body = body
         self.headers = headers
         self.hop_limit = None  # hops that its packets live; None: as many as usual
-        self.status_line = b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode())
+        self.status_line = status_line(status)
         self.first_headers = ("%sContent-Length: %d\r\n" % (headers, len(body))).encode()
         self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
 
@@ -726,9 +735,7 @@ class Document(Response):
     def __init__(self, content, content_type="text/plain", modified=0):
         body = content if isinstance(content, bytes) else content.encode()
         self.content_type = content_type
-        headers = "Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\n" % (
-            content_type, http_date(int(modified)))
-        super().__init__(body, headers=headers)
+        super().__init__(body, headers=document_headers(content_type, int(modified)))
         self.last_headers = b""
 
     def current(self) -> Document:
@@ -797,6 +804,19 @@ class SignedDocument:
 
 
 ServedDocument = Union[Document, RotatingDocument, SignedDocument]
+
+
+@functools.lru_cache(maxsize=16)
+def document_headers(content_type: str, modified: int) -> str:
+    """Write the headers of a document that do not depend on what is in it."""
+    return "Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\n" % (
+        content_type, http_date(modified))
+
+
+@functools.lru_cache(maxsize=64)
+def status_line(status: int) -> bytes:
+    """Write the first line of an answer."""
+    return b"HTTP/1.1 %d %s\r\n" % (status, phrase(status).encode())
 
 
 def phrase(status: int) -> str:
@@ -1386,14 +1406,23 @@ class Timeline:
 
 
 class Event:
-    """One line of [events]; `start` is when its text was first read, from which "+90s" counts."""
+    """One line of [events]; `start` is when its text was first read, from which "+90s" counts.
 
-    def __init__(self, name: str, value: Any, start: float, text: str = ""):
+    `instance` is the NAME of [events NAME].
+    """
+
+    def __init__(self, name: str, value: Any, start: float, text: str = "", instance: str = ""):
         self.name = name
+        self.instance = instance
         self.text = text
         self._value = value
         self._start = start
         self._told = -FOREVER  # up to when `news` has told of its changes
+
+    @property
+    def full_name(self) -> str:
+        """Return its name, with that of its instance."""
+        return "%s of %s" % (self.name, self.instance) if self.instance else self.name
 
     def facts(self, now: float) -> Tuple[dict, Timeline]:
         """Compute the facts that it changes, and a Timeline that knows when and how."""
@@ -1560,6 +1589,7 @@ class Fault:
         self.name = name
         self.text = text
         self.actions = rule["actions"]
+        self.instance = rule.get("instance")  # NAME of [instance NAME]; None: of whichever
         self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
         if "from" in rule:
@@ -1573,9 +1603,11 @@ class Fault:
         self._probability = rule.get("probability", 1)
         self._random = random.Random(name)  # the same in each run: a test that fails fails again
 
-    def matches(self, path: str, now: float, has_token: bool, found: Any) -> bool:
+    def matches(
+        self, path: str, now: float, has_token: bool, found: Any, instance: str = ""
+    ) -> bool:
         """Tell whether a request matches this fault, and count it if it does."""
-        if not self.is_on(now):
+        if not self.is_on(now) or self.instance not in (None, instance):
             return False
         if "refuse-token" in self.actions and not has_token:
             return False
@@ -2049,9 +2081,10 @@ class RefreshableCredentials:
     are paced by `monotonic`. `say` writes to the log; `complain` too is told why a fetch failed.
     """
 
-    def __init__(self, role, settings, fetch, say, call_soon_threadsafe=None, files=(),
+    def __init__(self, name, settings, fetch, say, call_soon_threadsafe=None, files=(),
                  clock=time.time, monotonic=time.monotonic, complain=None):
-        self.role = role
+        self.name = name  # for the log: see name_in_account
+        self.role = name.partition(" ")[0]
         self.settings = settings
         self.pending = False  # a fetch is under way
         self.error = ""  # why the last one failed
@@ -2164,7 +2197,7 @@ class RefreshableCredentials:
         if not former or former.keys != keys or keys.expiration is None:
             remark = "; " + keys.remark if keys.remark else ""
             self._say("new credentials for %s: ...%s, until %s%s" % (
-                self.role, keys.access_key_id[-4:], utc(expiration), remark))
+                self.name, keys.access_key_id[-4:], utc(expiration), remark))
         self._credentials = Credentials(keys, now, expiration)
         self._refresh_at = expiration - refresh_window(expiration - now)
         self._failures = self._retry_at = 0
@@ -2178,7 +2211,7 @@ class RefreshableCredentials:
         if self._credentials and now < self._credentials.expiration:
             kept = "the old ones serve until " + utc(self._credentials.expiration)
         words = "no new credentials for %s: %s; %s, next attempt in %d s" % (
-            self.role, error, kept, wait)
+            self.name, error, kept, wait)
         self._say(words)
         if self._complain and not self.error:
             self._complain(words)
@@ -2224,10 +2257,18 @@ ROLE_NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 
 
 def role_settings(config: dict) -> Dict[str, dict]:
-    """Map each role to the settings of its credentials, account-id among them.
+    """Map each role, in each account, to the settings of its credentials, account-id among them.
 
     Raises ConfigError.
     """
+    usual = config["instance"]["account-id"]
+    return {name_in_account(role, account, usual): {
+        **{key: settings[key] for key in SOURCE_SETTINGS}, "account-id": account}
+        for account in accounts_of(config) for role, settings in roles_of(config).items()}
+
+
+def roles_of(config: dict) -> Dict[str, dict]:
+    """Map each role to its section of the configuration. Raises ConfigError."""
     roles = {IDENTITY_ROLE: default_settings("role NAME")}
     if config["credentials"]["role"]:
         roles[config["credentials"]["role"]] = config["credentials"]
@@ -2242,10 +2283,21 @@ def role_settings(config: dict) -> Dict[str, dict]:
             raise ConfigError(
                 "not the name of a role; it has letters, digits and _+=,.@-", section)
         roles[name] = settings
-    account = {"account-id": config["instance"]["account-id"]}
-    for role, settings in roles.items():
-        roles[role] = {**{key: settings[key] for key in SOURCE_SETTINGS}, **account}
     return roles
+
+
+def accounts_of(config: dict) -> List[str]:
+    """List the accounts of all instances: first that of [instance]."""
+    accounts = [config["instance"]["account-id"]]
+    for section in config:
+        if section.startswith("instance ") and "account-id" in config.texts.get(section, ()):
+            accounts.append(config[section]["account-id"])
+    return list(dict.fromkeys(accounts))
+
+
+def name_in_account(role: str, account: str, usual: str) -> str:
+    """Name the credentials of a role: those of another account than usual are others."""
+    return role if account == usual else "%s in %s" % (role, account)
 
 
 # ---------------------------------------------------------------- signatures ------------------
@@ -2705,7 +2757,7 @@ def session_token_key(directory: Optional[str] = None) -> bytes:
 # ---------------------------------------------------------------- the service -----------------
 
 class MetadataService:
-    """The metadata service that a configuration describes: options, tree and faults.
+    """The metadata service that a configuration describes: options, instances and faults.
 
     A reload makes a new one, which replaces the old one as a whole; events and faults of `former`
     go on where their texts are the same. `credentials` is {role: RefreshableCredentials}; `signer`
@@ -2720,39 +2772,49 @@ class MetadataService:
         self.hop_limit = options["http-put-response-hop-limit"]
         self.serves_ipv6 = serves_ipv6(config)
         self.error_bodies = config["server"]["error-bodies"]
-        self._authorizations = authorizations(config)
+        self.logs_clients = config["server"]["log-clients"] == "yes"
         self.hosts = allowed_hosts(OWN_HOSTS, hosts, config["server"]["allowed-hosts"])
         self.clock = clock
+        self._config = config
+        self._credentials = credentials
+        self._signer = signer
+        self._box = box
         self._started = clock()
-        self.events = kept_or_made(
-            Event, config["events"], config.texts.get("events", {}),
-            former.events if former else (), self._started)
+        self._authorizations = authorizations(config)
+        self._role_paths = paths_of_roles(config)
+        self.role_rules = role_rules(config)
+        self.instance_rules = instance_rules(config)
+        self.events = events_of(config, former.events if former else (), self._started)
         self.faults = kept_or_made(
             Fault, config["faults"], config.texts.get("faults", {}),
             former.faults if former else (), self._started)
-        self._instance = describe_instance(config, box, self._started)
-        self._instance.own = {own_path(key): text for key, text in config["metadata"].items()}
-        self._instance.credentials = credentials
-        self._instance.signer = signer
-        self._instance.user_data = read_user_data(config["user-data"])
-        self._instance.served_role = self._instance.role
-        self._instance.served_roles = [
-            Instance(served_role=role) for role in credentials if role != IDENTITY_ROLE]
-        self._instance.role_paths = paths_of_roles(config)
-        self._pods = {
-            member.served_role: pod_credentials(member)
-            for member in members_of(self._instance, "served_roles")}
-        self._tree = {}
-        self._built = self._stale = self._started
-        self._check_tree_after_all_events()
-        self._build(self._started)
+        check_instance_names(config, self.instance_rules, self.faults)
+        self._is_one_for_all = not (self.instance_rules or self.role_rules)
+        self._known_of = functools.lru_cache(MAX_INSTANCES)(self._look_up)
+        self._tree_of = functools.lru_cache(MAX_INSTANCES)(self._make_tree)
+        self._usual = self._make_tree("", "", config["credentials"]["role"])
+        self._examples = [
+            self._make_tree(rule.name, rule.example(), config["credentials"]["role"])
+            for rule in self.instance_rules]
 
-    def find(self, path: str) -> Optional[ServedDocument]:
-        """Return the document at a path now; None if there is none."""
-        now = self.clock()
-        if not self._built <= now < self._stale:
-            self._build(now)
-        return self._tree.get(path)
+    def seen_by(self, peer: str, user: Callable[[], Optional[str]]) -> InstanceTree:
+        """Return the instance that a client sees, with the role that it gets.
+
+        `peer` is its address; `user` returns its Unix user, None where nobody can tell, and is only
+        called where a role goes by it.
+        """
+        if self._is_one_for_all:
+            return self._usual
+        tree, by_user = self._known_of(peer)
+        for rule in by_user:
+            if user() in rule.users:
+                return self._tree_of(tree.name, tree.address, rule.role)
+        return tree
+
+    def forget(self) -> None:
+        """Forget the instances made so far: those that are used are made again as they were."""
+        self._known_of.cache_clear()
+        self._tree_of.cache_clear()
 
     def is_for_containers(self, path: str) -> bool:
         """Tell whether a path is that of a container endpoint."""
@@ -2760,22 +2822,26 @@ class MetadataService:
             return False
         if CONTAINER_PATH.fullmatch(path):
             return True
-        _, make_document = self._instance.role_paths.get(path, (None, None))
+        _, make_document = self._role_paths.get(path, (None, None))
         return make_document is task_credentials
 
+    def find(self, path: str) -> Optional[ServedDocument]:
+        """Return the document at a path now, for who is not told apart; None if there is none."""
+        return self._usual.find(path)
+
     def find_for_container(
-        self, path: str, query: str, authorization: str
+        self, tree: InstanceTree, path: str, query: str, authorization: str
     ) -> Optional[RotatingDocument]:
         """Return the credentials of the role that path, id or Authorization name."""
         if path != POD_PATH:
-            return self.find(path)
+            return tree.find(path)
         role = credentials_id(query)
         if role is not None:
-            return self.find("/v2/credentials/" + role)
+            return tree.find("/v2/credentials/" + role)
         for role, wanted in self._authorizations.items():
-            if role in self._pods and wanted.admits(authorization):
-                return self._pods[role]
-        return self.find(path)
+            if role in tree.pods and wanted.admits(authorization):
+                return tree.pods[role]
+        return tree.find(path)
 
     def authorization_of(self, found: Optional[RotatingDocument]) -> Optional[Authorization]:
         """Return what credentials, or a role that is not there, need; None if it is nothing."""
@@ -2783,39 +2849,135 @@ class MetadataService:
         return self._authorizations.get(role) or self._authorizations.get("")
 
     def paths(self) -> List[str]:
-        """List all paths but those of derived directories."""
-        return sorted(path for path, document in self._tree.items()
-                      if not isinstance(document, Listing))
+        """List all paths of [instance] but those of derived directories."""
+        return self._usual.paths()
 
-    def every_path(self) -> Dict[str, Optional[ServedDocument]]:
-        """Map each path that is there, now or after all events, to its document.
+    def instance_names(self) -> List[str]:
+        """List the NAMEs of [instance NAME], behind "", which is that of [instance]."""
+        return ["", *(rule.name for rule in self.instance_rules)]
+
+    def every_path(self, instance: str = "") -> Dict[str, Optional[ServedDocument]]:
+        """Map each path that an instance has, now or after all events, to its document.
 
         A path that only another configuration fills, and that of session tokens, has None.
         """
-        facts, _ = event_facts(self.events, FOREVER)
         fixed = [path for path in ROUTES if "{" not in path]
         paths = dict.fromkeys([TOKEN_PATH, *fixed, *directories_of(fixed)])
-        return {**paths, **self._make_tree(facts, self._started), **self._tree}
+        tree = next(tree for tree in [self._usual, *self._examples] if tree.name == instance)
+        return {**paths, **tree.every_path()}
 
     def news(self) -> List[str]:
         """Say which events have begun or changed since the last call, for the log."""
         now = self.clock()
-        changes = [(change.begins, "event %s: %s" % (event.name, change.words))
+        changes = [(change.begins, "event %s: %s" % (event.full_name, change.words))
                    for event in self.events for change in event.news(now)]
         return [words for _, words in sorted(changes, key=operator.itemgetter(0))]
 
-    def fault_actions(self, path: str, has_token: bool) -> Dict[str, Strike]:
+    def fault_actions(self, tree: InstanceTree, path: str, has_token: bool) -> Dict[str, Strike]:
         """Find out what the faults that match a request do to it."""
-        now, found = self.clock(), self.find(path)
+        now, found = self.clock(), tree.find(path)
         return merged_actions([
-            fault for fault in self.faults if fault.matches(path, now, has_token, found)])
+            fault for fault in self.faults
+            if fault.matches(path, now, has_token, found, tree.name)])
 
     def under_way(self) -> Dict[str, List[str]]:
         """Name the events that have begun and the faults that strike."""
         now = self.clock()
-        events = [event.name for event in self.events if event.has_begun(now)]
+        events = [event.full_name for event in self.events if event.has_begun(now)]
         faults = [fault.name for fault in self.faults if fault.is_on(now)]
         return {"events": events, "faults": faults}
+
+    def clients_in_words(self) -> List[str]:
+        """Say who sees another instance, and who gets another role, than everybody else."""
+        return [rule.in_words() for rule in (*self.instance_rules, *self.role_rules)]
+
+    def _look_up(self, peer):
+        """Return what the client at an address sees, and the rules by which its user sees another.
+        """
+        address = ipaddress.ip_address(peer.partition("%")[0])
+        instance = next((rule for rule in self.instance_rules if rule.has(address)), None)
+        role, by_user = self._config["credentials"]["role"], []
+        for rule in self.role_rules:
+            if rule.has(address):
+                if not rule.users:
+                    role = rule.role
+                    break
+                by_user.append(rule)
+        if not instance:
+            return self._tree_of("", "", role), by_user
+        return self._tree_of(instance.name, peer if instance.each else "", role), by_user
+
+    def _make_tree(self, name, address, role):
+        """Make the tree of an instance, that of [instance] without a name, with a role."""
+        config, box = config_with_role(self._config, role), self._box
+        if name:
+            rule = next(rule for rule in self.instance_rules if rule.name == name)
+            box = "\0".join((self._box, rule.section, address))
+            own = own_settings(self._config, name)
+            config = config_of_instance(config, rule, own, address, self._usual.facts)
+        try:
+            facts = describe_instance(without_foreign_interfaces(config, name), box, self._started)
+            self._add_what_is_no_fact(facts, config, role)
+            return InstanceTree(
+                name, address, facts, events_seen(self.events, name), self.clock)
+        except ConfigError as error:
+            error.section = section_for(name, error.section, error.key, self._config.texts)
+            raise
+
+    def _add_what_is_no_fact(self, facts, config, role):
+        """Put beside the facts of an instance what is served with them."""
+        hidden = {rule.role for rule in self.role_rules} - {role}
+        account, usual = facts.account_id, self._config["instance"]["account-id"]
+        facts.own = {own_path(key): text for key, text in config["metadata"].items()}
+        facts.credentials = {
+            one: self._credentials[name_in_account(one, account, usual)]
+            for one in roles_of(self._config)}
+        facts.signer = self._signer
+        facts.user_data = read_user_data(config["user-data"])
+        facts.served_role = facts.role
+        facts.served_roles = [Instance(served_role=one) for one in facts.credentials
+                              if one != IDENTITY_ROLE and one not in hidden]
+        facts.role_paths = {path: made for path, made in self._role_paths.items()
+                            if made[0] not in hidden}
+
+
+class InstanceTree:
+    """An instance as it is served: its facts, its events, and the tree at a moment.
+
+    `name` is the NAME of [instance NAME]; `address` that which sees it, if no other does.
+    """
+
+    def __init__(
+        self, name: str, address: str, facts: Instance, events: List[Event],
+        clock: Callable[[], float],
+    ):
+        self.name = name
+        self.address = address
+        self.facts = facts
+        self.pods = {member.served_role: pod_credentials(member)
+                     for member in members_of(facts, "served_roles")}
+        self._events = events
+        self._clock = clock
+        self._started = clock()
+        self._check_tree_after_all_events()
+        self._build(self._started)
+
+    def find(self, path: str) -> Optional[ServedDocument]:
+        """Return the document at a path now; None if there is none."""
+        now = self._clock()
+        if not self._built <= now < self._stale:
+            self._build(now)
+        return self._tree.get(path)
+
+    def paths(self) -> List[str]:
+        """List all paths but those of derived directories."""
+        return sorted(path for path, document in self._tree.items()
+                      if not isinstance(document, Listing))
+
+    def every_path(self) -> Dict[str, ServedDocument]:
+        """Map each path that is there, now or after all events, to its document."""
+        facts, _ = event_facts(self._events, FOREVER)
+        return {**self._make_tree(facts, self._started), **self._tree}
 
     def failure_message(self, code: str, found: ServedDocument, fault: str) -> str:
         """Return the message that the real service has for a code, in place of a document.
@@ -2824,28 +2986,246 @@ class MetadataService:
         """
         if code not in FAILURE_MESSAGES:
             return FAULT_MESSAGE % fault
-        i = self._instance
-        role = i.role
+        role = self.facts.role
         if isinstance(found, RotatingDocument):
             role = found.credentials.role
         return FAILURE_MESSAGES[code].format(
-            role=role, instance_profile_id=i.instance_profile_id)
+            role=role, instance_profile_id=self.facts.instance_profile_id)
 
     def _check_tree_after_all_events(self):
         """Refuse at once a key of [metadata] that would collide only with a later event."""
-        if self.events:
-            facts, _ = event_facts(self.events, FOREVER)
+        if self._events:
+            facts, _ = event_facts(self._events, FOREVER)
             self._make_tree(facts, self._started)
 
     def _build(self, now):
         """Build the current tree; for an hour at most, so that iam/info's LastUpdated moves."""
-        facts, change = event_facts(self.events, now)
+        facts, change = event_facts(self._events, now)
         self._tree = self._make_tree(facts, now)
         self._built, self._stale = now, min(change, now + 3600)
 
     def _make_tree(self, events, now):
-        i = Instance(**vars(self._instance), **events, now=now)
-        return build_tree(i)
+        return build_tree(Instance(**vars(self.facts), **events, now=now))
+
+
+class InstanceRule(NamedTuple):
+    """[instance NAME]: another instance for some clients; with `each`, one for each address."""
+
+    name: str
+    networks: Tuple[Any, ...]
+    each: bool
+
+    @property
+    def section(self) -> str:
+        """Return the section of the configuration that it is from."""
+        return "instance " + self.name
+
+    def has(self, address: Any) -> bool:
+        """Tell whether the client at an address sees it."""
+        return any(address in network for network in self.networks)
+
+    def example(self) -> str:
+        """Return an address that sees it."""
+        return str(self.networks[0][0])
+
+    def in_words(self) -> str:
+        """Say who sees it."""
+        blocks = ", ".join(map(str, self.networks))
+        return "instance %s: for %s %s" % (
+            self.name, "each client by itself from" if self.each else "clients from", blocks)
+
+
+class RoleRule(NamedTuple):
+    """[role NAME] with users or from: some clients have it as the role of the instance."""
+
+    role: str
+    users: Tuple[str, ...]
+    networks: Tuple[Any, ...]
+
+    def has(self, address: Any) -> bool:
+        """Tell whether the client at an address may get it, if its user may."""
+        return not self.networks or any(address in network for network in self.networks)
+
+    def in_words(self) -> str:
+        """Say who gets it."""
+        words = ["users " + ", ".join(self.users)] if self.users else []
+        words += ["clients from " + ", ".join(map(str, self.networks))] if self.networks else []
+        return "role %s: for %s" % (self.role, " that are ".join(words))
+
+
+def instance_rules(config: dict) -> List[InstanceRule]:
+    """List the rules of [instance NAME], in the order of the file. Raises ConfigError."""
+    rules = []
+    for section, settings in config.items():
+        kind, _, name = section.partition(" ")
+        if kind != "instance" or not name:
+            continue
+        if not settings["from"]:
+            raise ConfigError("missing; who sees it? from = 172.18.0.0/16, 10.0.3.7",
+                              section, "from")
+        rules.append(InstanceRule(
+            name.strip(), tuple(settings["from"]), settings["each"] == "yes"))
+    return rules
+
+
+def role_rules(config: dict) -> List[RoleRule]:
+    """List the rules of [role NAME] with users or from, in the order of the file."""
+    return [RoleRule(section.partition(" ")[2].strip(), tuple(settings["users"]),
+                     tuple(settings["from"]))
+            for section, settings in config.items()
+            if section.startswith("role ") and (settings["users"] or settings["from"])]
+
+
+def events_of(config: dict, former: Iterable[Event], start: float) -> List[Event]:
+    """Make the events of [events] and of each [events NAME], or let those of before go on."""
+    events = []
+    for section, settings in config.items():
+        kind, _, name = section.partition(" ")
+        if kind == "events":
+            name = name.strip()
+            events += kept_or_made(
+                functools.partial(Event, instance=name), settings, config.texts.get(section, {}),
+                [event for event in former if event.instance == name], start)
+    return events
+
+
+def events_seen(events: List[Event], instance: str) -> List[Event]:
+    """List the events of an instance: its own, and of those for all what it has no own of."""
+    own = [event for event in events if event.instance == instance]
+    names = {event.name for event in own}
+    return own + [event for event in events
+                  if instance and not event.instance and event.name not in names]
+
+
+# Kinds of sections that may be for one instance: [events web] is for [instance web].
+SECTIONS_OF_INSTANCES = ("events", "tags", "metadata", "user-data")
+
+
+def check_instance_names(
+    config: dict, rules: List[InstanceRule], faults: List[Fault]
+) -> None:
+    """Refuse what is for an instance that is not there. Raises ConfigError."""
+    names = {rule.name for rule in rules}
+    wanted = []
+    for section, settings in config.items():
+        kind, _, name = section.partition(" ")
+        if kind in SECTIONS_OF_INSTANCES and name:
+            wanted.append((name.strip(), section, ""))
+        elif kind == "interface" and settings["instance"]:
+            wanted.append((settings["instance"], section, "instance"))
+    wanted += [(fault.instance, "faults", fault.name) for fault in faults if fault.instance]
+    for name, section, key in wanted:
+        if name not in names:
+            raise ConfigError("there is no [instance %s]" % printable(name), section, key)
+
+
+def section_for(name: str, section: str, key: str, texts: Dict[str, Dict[str, str]]) -> str:
+    """Return the section in which an instance has a key: [metadata web] rather than [metadata]."""
+    own = "%s %s" % (section, name)
+    is_there = key in texts.get(own, ()) or own in texts and key not in texts.get(section, ())
+    return own if name and is_there else section
+
+
+def config_with_role(config: dict, role: str) -> dict:
+    """Return a configuration in which the instance has another role, with a profile of its own."""
+    if role == config["credentials"]["role"]:
+        return config
+    profile = {"instance-profile": "", "instance-profile-id": ""}
+    return {**config, "credentials": {**config["credentials"], "role": role},
+            "instance": {**config["instance"], **profile}}
+
+
+# Keys of [instance] that another instance never shares, and those that it shares in one network.
+IDENTITY_KEYS = (
+    "instance-id", "reservation-id", "mac", "interface-id", "local-ipv4", "local-hostname",
+    "public-hostname", "ipv6", "ipv4-prefix", "ipv6-prefix")
+NETWORK_KEYS = (
+    "vpc-id", "vpc-ipv4-cidr-blocks", "vpc-ipv6-cidr-blocks", "subnet-id",
+    "subnet-ipv4-cidr-block", "subnet-ipv6-cidr-blocks")
+
+
+def config_of_instance(
+    config: dict, rule: InstanceRule, own: Dict[str, dict], address: str, usual: Instance
+) -> dict:
+    """Return a configuration whose [instance] is that of a rule, as seen from an address.
+
+    `own` has what is written for it alone, {"instance": {key: value}, "tags": ...}. What is not is
+    as for all, unless it is an identity. `usual` has the facts of [instance].
+    """
+    identities = {key: value for key, value in default_settings("instance").items()
+                  if key in IDENTITY_KEYS}
+    settings = {**config["instance"], **identities, **addresses_of(rule, address)}
+    if config["instance"]["public-ipv4"] == []:
+        settings["public-ipv4"] = []
+    settings.update(own["instance"])
+    settings.update(network_of(settings, usual))
+    settings.update(own["instance"])
+    return {**config, "instance": settings,
+            "user-data": own["user-data"] or config["user-data"],
+            **{kind: {**config[kind], **own[kind]} for kind in ("events", "tags", "metadata")}}
+
+
+def own_settings(config: Configuration, name: str) -> Dict[str, dict]:
+    """Return what is written for [instance NAME] alone, in its sections of each kind."""
+    own = {}
+    for kind in ("instance", *SECTIONS_OF_INSTANCES):
+        section = "%s %s" % (kind, name)
+        written = config.texts.get(section, {})
+        own[kind] = {key: config[section][key] for key in written if key not in ("from", "each")}
+    if own["user-data"]:
+        own["user-data"] = config["user-data " + name]
+    return own
+
+
+def addresses_of(rule: InstanceRule, address: str) -> dict:
+    """Return the addresses of an instance: that at which it is seen, and a public one.
+
+    One that several addresses see has an address of their block. Public ones are of 198.18.0.0/15
+    (RFC 2544), so that no two of a block are the same.
+    """
+    network = rule.networks[0]
+    if not address and network.num_addresses == 1:
+        address = str(network[0])
+    if ":" in (address or str(network)):
+        return {"ipv6": [address]} if address else {}
+    address = address or first_of(free_address(str(network), [], rule.section))
+    public = ipaddress.ip_address("198.18.0.0") + int(ipaddress.ip_address(address)) % (1 << 17)
+    return {"local-ipv4": [address], "public-ipv4": [str(public)]}
+
+
+def network_of(settings: dict, usual: Instance) -> dict:
+    """Return the VPC of an instance, and its subnet: those of [instance] where they fit."""
+    address = first_of(settings["local-ipv4"] or [])
+    region = ZONE.fullmatch(settings["availability-zone"])["region"]
+    if not address:
+        return {}
+    is_in_vpc = (
+        any(is_in(address, block) for block in usual.vpc_ipv4_cidr_blocks or ())
+        and (region, settings["account-id"]) == (usual.region, usual.account_id))
+    network = dict.fromkeys(NETWORK_KEYS)
+    if not is_in_vpc:
+        block = str(ipaddress.ip_network(address + "/16", strict=False))
+        network["vpc-id"] = made_id("vpc-", settings["account-id"], region, block)
+        return network
+    network.update({"vpc-id": usual.vpc_id, "vpc-ipv4-cidr-blocks": usual.vpc_ipv4_cidr_blocks,
+                    "vpc-ipv6-cidr-blocks": usual.vpc_ipv6_cidr_blocks})
+    if (settings["availability-zone"] == usual.availability_zone
+            and usual.subnet_ipv4_cidr_block and is_in(address, usual.subnet_ipv4_cidr_block)):
+        network.update({"subnet-id": usual.subnet_id,
+                        "subnet-ipv4-cidr-block": usual.subnet_ipv4_cidr_block,
+                        "subnet-ipv6-cidr-blocks": usual.subnet_ipv6_cidr_blocks})
+    return network
+
+
+def is_in(address: str, block: str) -> bool:
+    """Tell whether an address is in a block."""
+    return ipaddress.ip_address(address) in ipaddress.ip_network(block)
+
+
+def without_foreign_interfaces(config: dict, name: str) -> dict:
+    """Leave out the [interface] sections of other instances."""
+    return {section: settings for section, settings in config.items()
+            if not section.startswith("interface ") or settings["instance"] in ("", name)}
 
 
 CONTAINER_PATH = re.compile("/(v1/credentials|v2/credentials|creds|role)(/.*)?", re.DOTALL)
@@ -3099,10 +3479,14 @@ class Request:
             self._for_log[limit] = escaped(self._line, limit), escaped(agent, limit)
         return self._for_log[limit]
 
+    @property
+    def version(self) -> str:
+        """Return v2 for a request with a session token, or for one; else v1."""
+        return "v2" if TOKEN_HEADER in self.headers or self.path == TOKEN_PATH else "v1"
+
     def asked(self, status: int) -> Asked:
         """Sum up for a test what was asked."""
-        is_v2 = TOKEN_HEADER in self.headers or self.path == TOKEN_PATH
-        return Asked(self.method, self.path_as_sent, status, "v2" if is_v2 else "v1",
+        return Asked(self.method, self.path_as_sent, status, self.version,
                      self.headers.get("user-agent", ""))
 
     def _read_target(self, target):
@@ -3159,6 +3543,8 @@ class Request:
 
 class UnreadableRequest:
     """A stand-in for a request that cannot be read: enough of one to answer and to log it."""
+
+    version = "v1"
 
     def __init__(self, received):
         self.method = ""
@@ -3377,12 +3763,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.service = None  # the one that answers it, even if a reload replaces it meanwhile
         self.form = INSTANCE_FORM  # of the endpoint that it is for
         self.is_hidden = False  # it is for a container endpoint at the address of IMDS
-        self.found = None  # what the service has at its path
+        self.tree = None  # the instance that its client sees
+        self.found = None  # what is there at its path
         self.document = None  # the current document there
         self.faults = {}  # {action: Strike} of the faults that match it
         self.struck = ()  # words for the log, of those that have taken effect
         self.token_ttl = None  # seconds that its session token has left
         self.began = None  # when it had arrived in full, on the monotonic clock
+        self._user = self  # that of the client; itself until somebody asks
 
     def handle(self):
         """Answer one request after the other, until one of them is the last."""
@@ -3405,7 +3793,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def forget_request(self):
         """Get ready for another request."""
-        self.request = self.service = self.found = self.document = None
+        self.request = self.service = self.tree = self.found = self.document = None
         self.form, self.is_hidden = INSTANCE_FORM, False
         self.is_admitted = False
         self.token_ttl = self.began = None
@@ -3525,6 +3913,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self.look_at_endpoint()
             self.check_host()
+            self.tree = self.service.seen_by(plain_address(self.client_address), self.user)
             if self.service.faults:
                 yield from self.apply_faults()
             self.admit()
@@ -3552,7 +3941,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         "code" and "expired" take effect in `do_GET`, "empty" and "truncate" in `shorten`.
         """
         has_token = TOKEN_HEADER in self.request.headers
-        self.faults = self.service.fault_actions(self.request.path, has_token)
+        self.faults = self.service.fault_actions(self.tree, self.request.path, has_token)
         if "delay" in self.faults:
             yield from self.sleep(self.strike("delay"))
         for action in self.faults:
@@ -3656,9 +4045,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.is_hidden:
             return None
         if not self.form.for_containers:
-            return self.service.find(self.request.path)
+            return self.tree.find(self.request.path)
         given = self.request.headers.get("authorization", "")
-        found = self.service.find_for_container(self.request.path, self.request.query, given)
+        found = self.service.find_for_container(
+            self.tree, self.request.path, self.request.query, given)
         self.authorize(found, given)
         return found
 
@@ -3692,7 +4082,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "code" in self.faults:
             code, message = self.strike("code")
             if not message:
-                message = self.service.failure_message(
+                message = self.tree.failure_message(
                     code, self.found, self.faults["code"].fault)
             return self.form.failure(400, code, message, now)
         if not self.document and isinstance(self.found, SignedDocument):
@@ -3721,6 +4111,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         response = Response(self.server.tokens.issue(self.token_ttl).encode())
         response.hop_limit = self.service.hop_limit - self.hops_away()
         return response
+
+    def user(self):
+        """Return the Unix user of the client, asked for once; None where nobody can tell."""
+        if self._user is self:
+            self._user = self.server.users.user_of(self.connection)
+        return self._user
 
     def hops_away(self):
         """Count the hops to the client: one where it came in by an interface of CONTAINERS.
@@ -3843,10 +4239,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         limit = MAX_LOGGED_LINE if self.is_admitted else MAX_REFUSED_LINE
         if self.struck:
             reason = "; ".join(filter(None, (*self.struck, reason)))
+        if self.service and self.service.logs_clients:
+            reason = " ".join(filter(None, (self.client_in_words(), reason)))
         self.server.log.request(
             self.address_string(), self.request, code, size, seconds, reason, limit)
         if self.server.requests is not None and isinstance(self.request, Request):
             self.server.requests.append(self.request.asked(code))
+
+    def client_in_words(self):
+        """Say for the log how the client asks, and which user of this box it is."""
+        words = self.request.version
+        if self.server.has_address(plain_address(self.client_address)):
+            words += " user=" + (self.user() or "?")
+        return words
 
     def log_message(self, format, *args):
         """Log what is not about a request."""
@@ -4003,6 +4408,7 @@ class Server(http.server.HTTPServer):
         self.common_headers = b""  # of all answers in a round
         self.stopping = False
         self.max_connections = connection_limit()
+        self.users = ClientUsers()
         self.requests = None  # a deque, where somebody wants to know of each: see Asked
         self.unfinished = {}  # connection -> its Task
         self._own_addresses = set()  # of this machine, as seen in this second
@@ -4135,6 +4541,7 @@ class Server(http.server.HTTPServer):
             self.shutdown_request(connection)
         for listener in self.listeners.values():
             listener.close()
+        self.users.close()
         self._selector.close()
         self._wake_receiver.close()
         self._waker.close()
@@ -4192,7 +4599,7 @@ class Server(http.server.HTTPServer):
         there are too many already, a client is told so.
         """
         peer = plain_address(client_address)
-        if is_loopback(plain_address(request.getsockname())) and not self._is_own(peer):
+        if is_loopback(plain_address(request.getsockname())) and not self.has_address(peer):
             self.log.refuse(peer, "turned away: not from this box, and came to loopback")
             return False
         if len(self.unfinished) < self.max_connections or self._close_oldest_idle():
@@ -4202,7 +4609,7 @@ class Server(http.server.HTTPServer):
         next(answer, None)  # as far as it comes without waiting
         return False
 
-    def _is_own(self, host):
+    def has_address(self, host: str) -> bool:
         """Tell whether an address is this machine's, asking the kernel once a second for each."""
         if host not in self._own_addresses and is_own(host):
             self._own_addresses.add(host)
@@ -4472,6 +4879,100 @@ def is_own(host: str) -> bool:
         return nobody.getsockname()[0] == host
 
 
+class ClientUsers:
+    """Tells the Unix user at the other end of a connection, where that is on this machine.
+
+    One question to the kernel (sock_diag(7)) with the exact addresses and ports of the client's
+    socket; any user may ask. A client that has closed its socket has no user any more, and one in
+    another network namespace is none of this machine's.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._socket = None
+        self._numbers = itertools.count(1)
+        self._names = {}  # uid -> name
+        self._forget_at = 0
+
+    def user_of(self, connection: socket.socket) -> Optional[str]:
+        """Return the name, or the number where there is no name; None where nobody can tell."""
+        try:
+            uid = self._uid_of(connection)
+        except (OSError, struct.error):
+            return None
+        return None if uid is None else self._name_of(uid)
+
+    def close(self) -> None:
+        """Close the socket by which the kernel is asked."""
+        if self._socket:
+            self._socket.close()
+
+    def _uid_of(self, connection):
+        """Return the uid; None where the client's socket is gone, or not to be seen from here."""
+        if not self._socket:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+            self._socket.setblocking(False)  # the kernel has answered when send() returns
+        number = next(self._numbers) % (1 << 32)
+        self._socket.send(socket_question(number, connection))
+        kind, found = None, None
+        while found != number:
+            data = self._socket.recv(4096)
+            _, kind, _, found, _ = NETLINK_HEAD.unpack_from(data)
+        if kind != SOCK_DIAG_BY_FAMILY:
+            return None
+        state, uid, inode = SOCKET_ANSWER.unpack_from(data, NETLINK_HEAD.size)
+        return uid if inode and state != LISTENING else None  # without one it is nobody's any more
+
+    def _name_of(self, uid):
+        if self._clock() >= self._forget_at:
+            self._names.clear()
+            self._forget_at = self._clock() + NAME_SECONDS
+        if uid not in self._names:
+            try:
+                name = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                name = ""
+            self._names[uid] = name if USER_NAME.fullmatch(name) else str(uid)
+        return self._names[uid]
+
+
+# Of netlink(7): length, type, flags, sequence number, port id. Of sock_diag(7): state, uid, inode.
+NETLINK_HEAD = struct.Struct("=IHHII")
+SOCKET_ANSWER = struct.Struct("=xB62xII")
+LISTENING = 10  # a state of TCP
+USER_NAME = re.compile(r"[\w.@+-]{1,64}[$]?", re.ASCII)
+
+
+def socket_question(number: int, connection: socket.socket) -> bytes:
+    """Render the question for the socket at the other end of a connection (sock_diag(7))."""
+    peer = connection.getpeername()
+    host = plain_address(peer).partition("%")[0]
+    family = family_of(host)
+    to_host, to_port = destination_of(connection, family)
+    body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xffffffff)  # in all states
+    body += struct.pack(">HH16s16s", peer[1], to_port, socket.inet_pton(family, host), to_host)
+    body += struct.pack("=III", 0, 0xffffffff, 0xffffffff)  # any interface, any cookie
+    return NETLINK_HEAD.pack(
+        NETLINK_HEAD.size + len(body), SOCK_DIAG_BY_FAMILY, 1, number, 0) + body
+
+
+def destination_of(connection: socket.socket, family: int) -> Tuple[bytes, int]:
+    """Return the address and port to which a client has connected, before any redirect."""
+    try:
+        if family == socket.AF_INET:
+            data = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
+            port, host = struct.unpack(">2xH4s8x", data)
+        else:
+            data = connection.getsockopt(socket.IPPROTO_IPV6, ORIGINAL_DST, 28)
+            port, host = struct.unpack(">2xH4x16s4x", data)
+    except OSError:  # the kernel keeps no record of connections
+        local = connection.getsockname()
+        host = socket.inet_pton(family, plain_address(local).partition("%")[0])
+        port = local[1]
+    return host, port
+
+
 class AddressWatch:
     """Looks whether addresses of this box lead to this service; says what is gone, what is back.
 
@@ -4566,6 +5067,14 @@ class Log:
 
         2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0"
         2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
+
+    With log-clients = yes the version of IMDS stands behind the user agent, and the Unix user of a
+    client that is on this machine ("?" if it had closed its connection):
+
+        2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0" v1 user=ci
+
+    What is refused, or left unanswered, has the reason at the end. Quotes and line feeds of a
+    client are escaped.
     """
 
     def __init__(self, path="", clock=time.time):
@@ -4700,6 +5209,93 @@ class Log:
         second = int(self._clock())
         if second != self._second:
             self._second, self._stamp = second, utc(second) + " "
+
+
+LOGGED = re.compile(
+    r'(?P<at>[0-9T:-]{19}Z) (?P<peer>[0-9a-f.:%\w]+) "GET (?P<target>[^" ]+) HTTP/1\.[01]" 200 '
+    r'[0-9]+ [0-9.]+ms "(?P<agent>[^"]*)"( (?P<version>v[12])( user=(?P<user>\S+))?)?( .*)?')
+CREDENTIALS_PATH = re.compile(
+    "/latest/meta-data/iam/security-credentials(-extended)?/.+"
+    "|/latest/meta-data/identity-credentials/ec2/security-credentials/.+"
+    "|/(v1/credentials|v2/credentials/.+|creds|role/.+)")
+
+
+class Asker(NamedTuple):
+    """Who asked for credentials, and how: v1, v2, or "?" where the log does not tell."""
+
+    client: str  # "user ci", or an address
+    version: str
+    user_agent: str
+
+
+class Asking(NamedTuple):
+    """How often somebody asked, and when first and last."""
+
+    requests: int
+    first: str
+    last: str
+
+
+def who_asked(paths: Iterable[str]) -> Dict[Asker, Asking]:
+    """Read from logs, rotated ones too, who asked for credentials and got them.
+
+    Whoever is one too many to be told apart is summed up, for each version.
+    """
+    found = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError), open_as_text(path) as lines:
+            for line in lines:
+                match = LOGGED.fullmatch(line.rstrip("\n"))
+                if match and CREDENTIALS_PATH.fullmatch(canonical_path(match["target"])):
+                    note_asker(found, asker_in(match), match["at"])
+    return found
+
+
+def open_as_text(path: str) -> Any:
+    """Open a file, a compressed one too, to read lines of text."""
+    make = gzip.open if path.endswith(".gz") else open
+    return make(path, "rt", encoding="utf-8", errors="replace")
+
+
+def asker_in(match: Any) -> Asker:
+    """Return who asked, of a match of LOGGED."""
+    client = "user " + match["user"] if match["user"] else match["peer"]
+    return Asker(client, match["version"] or "?", match["agent"])
+
+
+def note_asker(found: Dict[Asker, Asking], asker: Asker, at: str) -> None:
+    """Count one more request."""
+    if asker not in found and len(found) >= MAX_ASKERS:
+        asker = Asker("(others)", asker.version, "")
+    before = found.get(asker, Asking(0, at, at))
+    found[asker] = Asking(
+        before.requests + 1, min(before.first, at), max(before.last, at))
+
+
+def askers_in_words(found: Dict[Asker, Asking]) -> List[str]:
+    """Describe who asked: those that a required session token would stop come first."""
+    if not found:
+        return ["nobody has asked for credentials, as far as the log goes back"]
+    order = sorted(found.items(), key=lambda one: (one[0].version != "v1", one[0]))
+    rows = [("WHO", "IMDS", "REQUESTS", "SINCE", "LAST", "USER AGENT")]
+    rows += [(asker.client, asker.version, str(asking.requests), asking.first, asking.last,
+              asker.user_agent) for asker, asking in order]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    old = [asker for asker in found if asker.version == "v1"]
+    lines.append("%d of %d would break with http-tokens = required" % (len(old), len(found)))
+    if any(asker.version == "?" for asker in found):
+        lines.append(
+            "for ? the log does not tell: service fake-metadata set server.log-clients yes")
+    return lines
+
+
+def askers_as_json(found: Dict[Asker, Asking]) -> str:
+    """Render who asked for programs."""
+    return json.dumps([{
+        "client": asker.client, "version": asker.version, "user-agent": asker.user_agent,
+        "requests": asking.requests, "first": asking.first, "last": asking.last,
+    } for asker, asking in sorted(found.items())], indent=2)
 
 
 def open_log(path: str) -> int:
@@ -4839,6 +5435,14 @@ def ip_block(make: Callable, example: str) -> Parser:
             raise ValueError("not a block of addresses; did you mean %s?" % block)
         return str(block)
     return parse
+
+
+def source_block(text: str) -> Any:
+    """Return an address, or a block of addresses, as a network."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        raise ValueError("not an address or a block; write it like 10.0.3.7 or 172.18.0.0/16")
 
 
 def ssh_keys(text: str) -> List[str]:
@@ -5064,6 +5668,13 @@ FAULT_LIMITS = {
 }
 
 
+def whose_name(text: str) -> str:
+    """Return the NAME of an [instance NAME]."""
+    if not text:
+        raise ValueError("which instance? the NAME of an [instance NAME]")
+    return text
+
+
 def fault_rule(text: str) -> dict:
     """Return {"path": PATH, "actions": {ACTION: value}, LIMIT: value} of a line of [faults].
 
@@ -5072,7 +5683,7 @@ def fault_rule(text: str) -> dict:
     path, *words = shlex.split(text) or [""]
     if not path.startswith("/"):
         raise ValueError("must begin with a path, such as /latest/meta-data/*")
-    known = {**FAULT_ACTIONS, **FAULT_LIMITS, "message": one_line}
+    known = {**FAULT_ACTIONS, **FAULT_LIMITS, "message": one_line, "instance": whose_name}
     values, rest = {}, iter(words)
     for word in rest:
         if word not in known or word in values:
@@ -5093,6 +5704,7 @@ def fault_rule(text: str) -> dict:
     return {"path": path, "actions": actions, **values}
 
 
+one_user = matching(r"[\w.@+-]+[$]?", "deploy")
 one_host = matching(r"[\w:.-]*\w", "imds.example.com")
 one_secret = matching(SECRET_FORM.pattern, "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 one_host_name = matching(r"[\w.-]*\w\.?( [\w.-]*\w\.?)*", "ip-10-0-0-5.example.com")
@@ -5129,6 +5741,37 @@ INTERFACE_SETTINGS = {
     "network-card": (whole_number(0, 64), ""),
 }
 
+# Keys of [instance] and [instance NAME].
+INSTANCE_SETTINGS = {
+    "instance-id": (resource_id("i"), None),
+    "instance-type": (matching(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"), "t3.micro"),
+    "instance-life-cycle":
+        (choice("on-demand", "spot", "scheduled", "capacity-block",
+                "interruptible-capacity-reservation"), None),
+    "architecture": (choice("x86_64", "arm64", "i386", "x86_64_mac", "arm64_mac"), None),
+    "system": (choice("nitro", "xen", "xen-on-nitro"), None),
+    "ami-id": (resource_id("ami"), None),
+    "reservation-id": (resource_id("r"), None),
+    "account-id": (matching("[0-9]{12}", "123456789012"), "123456789012"),
+    "availability-zone": (matching(ZONE.pattern, "us-east-1a"), "us-east-1a"),
+    "availability-zone-id":
+        (matching(r"[a-z0-9]+(-[a-z]+[0-9])?(-[a-z]+)?-(az|wlz)[0-9]+", "use1-az1"), None),
+    "launch-time": (timestamp, None),
+    "key-name": (one_line, ""),
+    "public-key": (or_empty(ssh_keys, []), None),
+    "instance-profile": (one_instance_profile, ""),
+    "instance-profile-id": (matching("AIPA[A-Z0-9]{12,28}", "AIPAIOSFODNN7EXAMPLEAB"), ""),
+    "kernel-id": (resource_id("aki"), ""),
+    "ramdisk-id": (resource_id("ari"), ""),
+    "product-codes": (comma_separated(one_line), []),
+    "billing-products": (comma_separated(one_line), []),
+    "root-device": (matching(r"/dev/\w+", "/dev/xvda"), None),
+    "root-device-type": (choice("ebs", "instance-store"), "ebs"),
+    "ebs-volumes": (comma_separated(volume("ebs")), []),
+    "ephemeral-volumes": (comma_separated(volume("ephemeral")), []),
+    **INTERFACE_SETTINGS,
+}
+
 # Keys of [credentials] and [role NAME].
 SOURCE_SETTINGS = {
     "source": (choice(*SOURCES), "generate"),
@@ -5148,6 +5791,21 @@ AUTHORIZATION_SETTINGS = {
     "authorization-token-file": (one_line, ""),
 }
 
+# Keys of [user-data] and [user-data NAME].
+USER_DATA_SETTINGS = {
+    "file": (one_line, ""),
+    "text": (str, ""),
+    "base64": (base64_bytes, b""),
+}
+
+# Keys of [events] and [events NAME].
+EVENT_SETTINGS = {
+    "spot-interruption": (spot_interruption, ""),
+    "rebalance-recommendation": (rebalance_recommendation, ""),
+    "scheduled-maintenance": (scheduled_maintenance, []),
+    "target-lifecycle-state": (lifecycle_states, []),
+}
+
 # Section -> key -> (parser, default). "*" stands for any key. A section with NAME may appear
 # several times, each time with another name.
 SETTINGS = {
@@ -5157,6 +5815,7 @@ SETTINGS = {
         "log": (one_line, ""),
         "allowed-hosts": (comma_separated(one_host), []),
         "error-bodies": (choice("json", "ec2"), "json"),
+        "log-clients": (choice("yes", "no"), "no"),
     },
     "metadata-options": {
         "http-tokens": (choice("optional", "required"), "optional"),
@@ -5165,37 +5824,15 @@ SETTINGS = {
         "instance-metadata-tags": (choice("enabled", "disabled"), "disabled"),
         "http-protocol-ipv6": (choice("enabled", "disabled"), None),
     },
-    "instance": {
-        "instance-id": (resource_id("i"), None),
-        "instance-type": (matching(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "t3.micro"), "t3.micro"),
-        "instance-life-cycle":
-            (choice("on-demand", "spot", "scheduled", "capacity-block",
-                    "interruptible-capacity-reservation"), None),
-        "architecture": (choice("x86_64", "arm64", "i386", "x86_64_mac", "arm64_mac"), None),
-        "system": (choice("nitro", "xen", "xen-on-nitro"), None),
-        "ami-id": (resource_id("ami"), None),
-        "reservation-id": (resource_id("r"), None),
-        "account-id": (matching("[0-9]{12}", "123456789012"), "123456789012"),
-        "availability-zone": (matching(ZONE.pattern, "us-east-1a"), "us-east-1a"),
-        "availability-zone-id":
-            (matching(r"[a-z0-9]+(-[a-z]+[0-9])?(-[a-z]+)?-(az|wlz)[0-9]+", "use1-az1"), None),
-        "launch-time": (timestamp, None),
-        "key-name": (one_line, ""),
-        "public-key": (or_empty(ssh_keys, []), None),
-        "instance-profile": (one_instance_profile, ""),
-        "instance-profile-id": (matching("AIPA[A-Z0-9]{12,28}", "AIPAIOSFODNN7EXAMPLEAB"), ""),
-        "kernel-id": (resource_id("aki"), ""),
-        "ramdisk-id": (resource_id("ari"), ""),
-        "product-codes": (comma_separated(one_line), []),
-        "billing-products": (comma_separated(one_line), []),
-        "root-device": (matching(r"/dev/\w+", "/dev/xvda"), None),
-        "root-device-type": (choice("ebs", "instance-store"), "ebs"),
-        "ebs-volumes": (comma_separated(volume("ebs")), []),
-        "ephemeral-volumes": (comma_separated(volume("ephemeral")), []),
-        **INTERFACE_SETTINGS,
+    "instance": INSTANCE_SETTINGS,
+    "instance NAME": {
+        "from": (comma_separated(source_block), []),
+        "each": (choice("yes", "no"), "no"),
+        **INSTANCE_SETTINGS,
     },
     "interface NAME": {
         "device-number": (whole_number(0, 64), None),
+        "instance": (str, ""),
         **INTERFACE_SETTINGS,
     },
     "credentials": {
@@ -5204,6 +5841,8 @@ SETTINGS = {
         **SOURCE_SETTINGS,
     },
     "role NAME": {
+        "users": (comma_separated(one_user), []),
+        "from": (comma_separated(source_block), []),
         "path": (comma_separated(one_path), []),
         "form": (choice(*ROLE_FORMS), "instance"),
         **AUTHORIZATION_SETTINGS,
@@ -5215,18 +5854,13 @@ SETTINGS = {
     },
     "container": AUTHORIZATION_SETTINGS,
     "tags": {"*": (str, "")},
+    "tags NAME": {"*": (str, "")},
     "metadata": {"*": (str, "")},
-    "user-data": {
-        "file": (one_line, ""),
-        "text": (str, ""),
-        "base64": (base64_bytes, b""),
-    },
-    "events": {
-        "spot-interruption": (spot_interruption, ""),
-        "rebalance-recommendation": (rebalance_recommendation, ""),
-        "scheduled-maintenance": (scheduled_maintenance, []),
-        "target-lifecycle-state": (lifecycle_states, []),
-    },
+    "metadata NAME": {"*": (str, "")},
+    "user-data": USER_DATA_SETTINGS,
+    "user-data NAME": USER_DATA_SETTINGS,
+    "events": EVENT_SETTINGS,
+    "events NAME": EVENT_SETTINGS,
     "faults": {"*": (fault_rule, None)},
 }
 
@@ -5234,7 +5868,8 @@ TAG_KEY = re.compile(r"(?!\.{1,2}$|_index$)[a-zA-Z0-9+=.,_:@#-]{1,128}")
 METADATA_PATH = re.compile(r"(?=[!-~]+$)(?!(.*/)?\.\.?(/|$))/?([^/%?#]+/)*[^/%?#]+/?")
 
 # Section with any key -> the parser of its keys.
-KEY_PARSERS = {"tags": tag_key, "metadata": metadata_key, "faults": fault_name}
+KEY_PARSERS = {"tags": tag_key, "tags NAME": tag_key, "metadata": metadata_key,
+               "metadata NAME": metadata_key, "faults": fault_name}
 
 # Keys of [instance] that an environment variable overrides.
 VARIABLES = {
@@ -5523,7 +6158,7 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
     if "*" not in known:
         raise ConfigError(unknown_key(section, key, text, known), section, shown_key(key))
     try:
-        KEY_PARSERS.get(section, str)(key)
+        KEY_PARSERS.get(kind_of(section), str)(key)
     except ValueError as error:
         raise ConfigError(str(error), section, shown_key(key))
     return known["*"]
@@ -5636,17 +6271,21 @@ def idle_events(service: MetadataService) -> Iterator[Idle]:
     """Find events that were over before they were read."""
     for event in service.events:
         if event.was_over():
-            yield "events", event.name, ("all its times are past: it is served as it ended, and "
+            section = "events " + event.instance if event.instance else "events"
+            yield section, event.name, ("all its times are past: it is served as it ended, and "
                                          "nothing happens any more")
 
 
 def idle_faults(service: MetadataService) -> Iterator[Idle]:
     """Find faults that strike no more, or nothing that is served."""
-    now, paths = service.clock(), service.every_path()
+    now = service.clock()
+    paths_of = functools.lru_cache(None)(service.every_path)
     for fault in service.faults:
+        names = [fault.instance] if fault.instance else service.instance_names()
         if fault.is_over(now):
             yield "faults", fault.name, "is over: it strikes no more, until its text changes"
-        elif not any(fault.concerns(path, found) for path, found in paths.items()):
+        elif not any(fault.concerns(path, found)
+                     for name in names for path, found in paths_of(name).items()):
             yield "faults", fault.name, ("matches no path that is served, or none that has what "
                                          "it changes")
 
@@ -5843,6 +6482,7 @@ class State:
         "read"      {FILE: when it was last changed, as `stat -c %.9Y` says it}, of the last reading
         "read-at"   when that was
         "roles"     {ROLE: "...WXYZ, until 2026-12-01T08:00:00Z", or "none"}
+        "clients"   who sees another instance, and who gets another role, than everybody else
         "events"    those that have begun
         "faults"    those that strike
     """
@@ -5881,6 +6521,7 @@ EMPTY_STATE = {
     "read": {},
     "read-at": "",
     "roles": {},
+    "clients": [],
     "events": [],
     "faults": [],
 }
@@ -5919,6 +6560,7 @@ def state_in_words(state: Dict[str, Any]) -> List[str]:
         lines += ["the last rotation did not work:", "  " + state["rotation-error"]]
     lines.append("served:")
     lines += ["  role %s: %s" % role for role in state["roles"].items()]
+    lines += ["  " + words for words in state["clients"]]
     lines += ["  event %s has begun" % name for name in state["events"]]
     lines += ["  fault %s strikes" % name for name in state["faults"]]
     return lines
@@ -5986,6 +6628,7 @@ class Service:
         self._announce()
         self._look_around()
         self._watch.look(self._watched_addresses)
+        self._forget_instances()
         self._keep_identity()
 
     def run(self) -> None:
@@ -6090,7 +6733,8 @@ class Service:
     def _served(self):
         """Return what the state says of what is served now."""
         roles = {role: credentials.in_words() for role, credentials in self.credentials.items()}
-        return {"roles": roles, **self.server.service.under_way()}
+        return {"roles": roles, "clients": self.server.service.clients_in_words(),
+                **self.server.service.under_way()}
 
     def _text_at(self, path):
         """Return what is served at a path, once it is there."""
@@ -6159,6 +6803,11 @@ class Service:
             credentials.refresh_if_needed()
         self._tell_events()
         self._state.update(self._served())
+
+    def _forget_instances(self):
+        """Each hour forget what clients asked for that may be gone."""
+        self.server.call_later(FORGET_SECONDS, self._forget_instances)
+        self.server.service.forget()
 
     def _tell_events(self):
         for words in self.server.service.news():
@@ -7241,6 +7890,9 @@ def make_parser() -> argparse.ArgumentParser:
     action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
                         help="of service fake-metadata: set SECTION.KEY (to standard input), unset "
                              "SECTION.KEY, or show")
+    action.add_argument("--who", metavar="LOG", nargs="+",
+                        help="of service fake-metadata: say who asked for credentials, by its logs")
+    parser.add_argument("--json", action="store_true", help="with --who: for programs")
     action.add_argument("--capture", metavar="URL",
                         help="print a configuration that makes this instance: of the metadata "
                              "service that answers at URL")
@@ -7296,7 +7948,7 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     if options.address:
         parser.error("COMMAND has a free port of its own: leave out HOST")
     if (options.test_config or options.dump or options.certificate or options.overlay
-            or options.capture is not None):
+            or options.who or options.capture is not None):
         parser.error("either COMMAND or an option that prints something")
     return options
 
@@ -7313,6 +7965,8 @@ def run(options: argparse.Namespace, command: Optional[List[str]]) -> int:
         return print_certificate(options)
     if options.overlay:
         return print_overlay(options)
+    if options.who:
+        return print_who(options)
     if options.capture is not None:
         return print_capture(options)
     # Log and configuration are read before there are handlers.
@@ -7349,6 +8003,8 @@ def check_config(options: argparse.Namespace) -> int:
         warn(words)
     service.close()
     print("%s: configuration ok" % (", ".join(options.config) or "no file"))
+    for words in service.server.service.clients_in_words():
+        print(words)
     return 0
 
 
@@ -7369,6 +8025,14 @@ def print_overlay(options: argparse.Namespace) -> int:
     else:
         raise ConfigError("--overlay: write FILE set NAME, FILE unset NAME or FILE show")
     write_out("".join(printable(line) + "\n" for line in lines))
+    return 0
+
+
+def print_who(options: argparse.Namespace) -> int:
+    """Print who asked for credentials, by logs."""
+    found = who_asked(options.who)
+    lines = [askers_as_json(found)] if options.json else askers_in_words(found)
+    write_out("".join(line + "\n" for line in lines))
     return 0
 
 

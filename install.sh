@@ -1230,6 +1230,9 @@ check_configuration() {
     else
         problem "${complaint#"$NAME: "}" "correct that, then: service $NAME reload"
     fi
+    "$INIT" clients | while IFS= read -r words; do
+        good "$words"
+    done
     names=$("$INIT" overlay-names)
     [ -z "$names" ] || good "set until the next boot (service $NAME show): $names"
 }

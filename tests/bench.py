@@ -390,6 +390,8 @@ IDLE_NEW = "new connection each beside 1000 idle, requests/s"
 FEW, ROUTES = "10 routes, 1 token, requests/s", "10,000 routes, requests/s"
 TOKENS = "100,000 tokens, requests/s"
 IN_TURN = "1,000 tokens in turn, requests/s"
+TOLD_APART = "250 clients that are told apart, requests/s"
+TOLD_APART_NEW = "250 clients that are told apart, new connection each, requests/s"
 ROWS = (START, RESIDENT, LATER, ONE, SIXTEEN, SIXTY_FOUR, P99_16, P99_64, CPU, NEW, SDK, BURST,
         UNANSWERED, IDLE_COST,
         IDLE_NEW, FEW, ROUTES, TOKENS, IN_TURN)
@@ -488,6 +490,19 @@ class Bench:
                         outcome = self._run(server, [server.get()], 16, renew=True)
                         self.note(IDLE_NEW, column, outcome["requests"] / outcome["seconds"])
 
+    def sources(self):
+        """Measure what it costs to tell clients apart: their users, their instances, both rates."""
+        with contextlib.ExitStack() as stack:
+            columns = {kind: stack.enter_context(running(fake_metadata(self.folder, config)))
+                       for kind, config in KINDS_OF_CLIENTS.items()}
+            for server in columns.values():
+                server.path = "/latest/meta-data/instance-id"
+            for number in range(self.effort.rounds):
+                for kind, server in in_turn(columns, number):
+                    for measure, renew in ((TOLD_APART, False), (TOLD_APART_NEW, True)):
+                        outcome = self._run(server, [server.get()], 250, renew=renew)
+                        self.note(measure, kind, outcome["requests"] / outcome["seconds"])
+
     def sizes(self):
         """Measure whether the number of routes and of tokens issued matters."""
         few, many = routes_of_its_own(10), routes_of_its_own(10000)
@@ -506,6 +521,18 @@ class Bench:
                     self.note(measure, OURS, outcome["requests"] / outcome["seconds"])
                 outcome = self._run(tokens, requests, 16)
                 self.note(IN_TURN, OURS, outcome["requests"] / outcome["seconds"])
+
+
+# How clients are told apart; the load comes from the addresses 127.0.1.1 to 127.0.1.250.
+ALIKE = "all alike"
+KINDS_OF_CLIENTS = {
+    ALIKE: "",
+    "log-clients": "[server]\nlog-clients = yes\n",
+    "a role by user": "[role A]\nusers = nobody\n",
+    "200 instances": "".join(
+        "[instance i%d]\nfrom = 127.0.1.%d\n" % (number, number) for number in range(1, 201)),
+    "a fleet": "[instance fleet]\nfrom = 127.0.1.0/24\neach = yes\n",
+}
 
 
 def routes_of_its_own(count):
@@ -592,6 +619,11 @@ def ratios(bench):
     yield at_least("a new client beside them: to without", 0.9, value)
     yield at_least("10,000 routes: to 10", 0.9, ratio(bench, ROUTES, OURS, FEW, OURS))
     yield at_least("100,000 tokens: to 1", 0.9, ratio(bench, TOKENS, OURS, FEW, OURS))
+    for kind in KINDS_OF_CLIENTS:
+        if kind != ALIKE:
+            for measure, words in ((TOLD_APART, ""), (TOLD_APART_NEW, ", new connections")):
+                value = ratio(bench, measure, kind, measure, ALIKE)
+                yield at_least("clients told apart by %s%s" % (kind, words), 0.75, value)
 
 
 def ratio(bench, measure, column, other_measure, other_column):
@@ -659,6 +691,7 @@ def measure(bench, against):
         bench.rates(columns)
     bench.idle()
     bench.sizes()
+    bench.sources()
     bench.endurance()
     return list(columns)
 

@@ -56,11 +56,11 @@ class Client:
         pass
 
 
-def converse(metadata, tokens, data, handler_class=fake_metadata.Handler):
+def converse(metadata, tokens, data, handler_class=fake_metadata.Handler, peer="127.0.0.1"):
     """Have a handler answer some bytes; return its server and its connection."""
     loop, client = Loop(metadata, tokens), Client(data)
     try:
-        for _ in handler_class(client, ("127.0.0.1", 1), loop).handle():
+        for _ in handler_class(client, (peer, 1), loop).handle():
             pass
     except OSError:  # the client has closed
         pass

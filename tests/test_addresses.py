@@ -343,6 +343,24 @@ def test_container_credentials_over_ipv6(network, serve_on):
 
 
 @needs_root
+def test_instance_and_role_of_a_container(network, serve_on):
+    """Who comes in from elsewhere is told apart by its address, over IPv4 and IPv6."""
+    service = serve_on(BOTH + "log-clients = yes\n[role A]\nfrom = 10.9.0.2, fd09::/64\n"
+                       "[instance web]\nfrom = 10.9.0.0/24, fd09::/64\neach = yes\n")
+    network.on(network.box, LET_IN + REDIRECT)
+    roles = "meta-data/iam/security-credentials/"
+
+    assert network.curl(network.neighbour, IMDS + "meta-data/local-ipv4") == (0, "10.9.0.2")
+    assert network.curl(network.neighbour, IMDS6 + "meta-data/ipv6") == (0, "fd09::2")
+    for url in (IMDS, IMDS6):
+        assert network.curl(network.neighbour, url + roles) == (0, "A")
+        assert network.curl(network.box, url + roles) == (0, "BaseIAMRole")
+    wait_for(lambda: service.log().count(" user=") == 2, what="the users in the log")
+    lines = [line for line in service.log().splitlines() if "GET /" in line]
+    assert [" user=" in line for line in lines] == [False, False, False, True, False, True]
+
+
+@needs_root
 def test_address_that_comes_later(network, serve_on):
     """It listens at an address of ours that is not there yet, and answers when it is."""
     network.on(network.box, "ip addr del 169.254.169.254/32 dev lo")

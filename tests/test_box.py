@@ -901,7 +901,7 @@ def test_apt_install(box):
 def readme_commands(title):
     """Return the commands of a section of the README, one line each, as root types them."""
     with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        section = re.search(r"^#+ %s\n(.*?)^#" % title, file.read(), re.M | re.S).group(1)
+        section = re.search(r"^#+ %s\n(.*?)^##" % title, file.read(), re.M | re.S).group(1)
     return re.sub(r"\bsudo ", "", "\n".join(re.findall("^    (.*)", section, re.M))).splitlines()
 
 
@@ -938,6 +938,33 @@ def test_readme_about_packages(box):
         box.ok(command, cwd=HOME + "/fake-metadata", timeout=120)
         first = first or (serves(box) and fact(box, "instance-id"))
     assert first and fact(box, "instance-id") != first
+
+
+def test_readme_about_who_asks(ready):
+    """What the README says of who asks works as it stands, with several users and roles."""
+    box = ready
+    box.write(CONFIG, "[role Deployment]\nusers = daemon\n[instance web]\nfrom = 127.0.0.2\n")
+    said = box.ok(SERVICE + "reload && " + SERVICE + "check && " + SERVICE + "show")
+    assert "ok        role Deployment: for users daemon" in said
+    assert "  instance web: for clients from 127.0.0.2/32" in said
+    users = {"daemon": "Deployment", "nobody": "BaseIAMRole"}
+    as_user = "setpriv --reuid %s --regid nogroup --clear-groups "
+    boto = ("python3 -c 'import boto3; print(boto3.Session().get_credentials().access_key)' "
+            ">/tmp/%s & ")
+    box.ok("HOME=/nonexistent; " + "".join(
+        (as_user + boto) % (user, user) for user in users) + "wait")  # both at once
+    for user, role in users.items():
+        ask = as_user % user + GET + META_DATA + "iam/security-credentials/"
+        assert box.ok(ask) == role
+        assert json.loads(box.ok(ask + role))["AccessKeyId"] == box.read("/tmp/" + user).strip()
+
+    table, document = [box.ok(command) for command in readme_commands("Who is asking")]
+
+    assert re.search("^user daemon +v1 +1 .*curl", table, re.M)
+    assert re.search("^user nobody +v2 +1 .*[Bb]oto", table, re.M)
+    assert "would break with http-tokens = required" in table
+    assert {one["client"] for one in json.loads(document)} >= {"user daemon", "user nobody"}
+    assert box.run(as_user % "nobody" + SERVICE + "who").code == 4
 
 
 def test_readme_about_signatures(box):
