@@ -716,7 +716,7 @@ class Response:
         self.headers = headers
         self.hop_limit = None  # hops that its packets live; None: as many as usual
         self.status_line = status_line(status)
-        self.first_headers = ("%sContent-Length: %d\r\n" % (headers, len(body))).encode()
+        self.first_headers = with_length(headers, len(body))
         self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
 
 
@@ -811,6 +811,12 @@ def document_headers(content_type: str, modified: int) -> str:
     """Write the headers of a document that do not depend on what is in it."""
     return "Content-Type: %s\r\nAccept-Ranges: none\r\nLast-Modified: %s\r\n" % (
         content_type, http_date(modified))
+
+
+@functools.lru_cache(maxsize=512)
+def with_length(headers: str, length: int) -> bytes:
+    """Write headers and the length of a body; documents of the same length share them."""
+    return ("%sContent-Length: %d\r\n" % (headers, length)).encode()
 
 
 @functools.lru_cache(maxsize=64)
