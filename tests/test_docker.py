@@ -234,9 +234,14 @@ def test_readme_about_addresses(docker):
         docker.ok(command)
     section = readme().partition("### IPv6, ECS and EKS")[2].partition("\n## ")[0]
     mode, relative, full, _ = re.findall("`(AWS_[^`]+)`", section)
-    assert docker.ok(mode + " python3 -", stdin=BOTO3)
-    for place in ("", RUN + "--rm -i --env %s my-image " % relative):
-        assert docker.ok("%s %s python3 -" % (relative, place), stdin=BOTO3)
+    docker.ok("docker network create --ipv6 --subnet fd00:cafe::/64 six && " + RUN +
+              "--detach --name six --network six --stop-signal KILL my-image sleep infinity")
+    ask = GET + "--globoff 'http://[fd00:ec2::254]/'"
+    wait_for(lambda: inside(docker, "six", ask).code == 0, what="IPv6 of a network just made")
+    for variable in (mode, relative):
+        assert docker.ok(variable + " python3 -", stdin=BOTO3)
+        assert docker.ok("docker exec -i --env %s six python3 -" % variable, stdin=BOTO3)
+    docker.ok("docker rm --force six && docker network rm six")
     # boto3 of Debian 12 does not know EKS yet.
     ask = GET + "-H 'Authorization: token' " + full.partition("=")[2]
     for answer in (docker.ok(ask), inside(docker, "on-mine", ask).out):
