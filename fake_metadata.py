@@ -2836,9 +2836,10 @@ class MetadataService:
         return self._usual.find(path)
 
     def find_for_container(
-        self, tree: InstanceTree, path: str, query: str, authorization: str
+        self, path: str, query: str, authorization: str, tree: Optional[InstanceTree] = None
     ) -> Optional[RotatingDocument]:
         """Return the credentials of the role that path, id or Authorization name."""
+        tree = tree or self._usual
         if path != POD_PATH:
             return tree.find(path)
         role = credentials_id(query)
@@ -2879,8 +2880,11 @@ class MetadataService:
                    for event in self.events for change in event.news(now)]
         return [words for _, words in sorted(changes, key=operator.itemgetter(0))]
 
-    def fault_actions(self, tree: InstanceTree, path: str, has_token: bool) -> Dict[str, Strike]:
+    def fault_actions(
+        self, path: str, has_token: bool, tree: Optional[InstanceTree] = None
+    ) -> Dict[str, Strike]:
         """Find out what the faults that match a request do to it."""
+        tree = tree or self._usual
         now, found = self.clock(), tree.find(path)
         return merged_actions([
             fault for fault in self.faults
@@ -3947,7 +3951,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         "code" and "expired" take effect in `do_GET`, "empty" and "truncate" in `shorten`.
         """
         has_token = TOKEN_HEADER in self.request.headers
-        self.faults = self.service.fault_actions(self.tree, self.request.path, has_token)
+        self.faults = self.service.fault_actions(self.request.path, has_token, self.tree)
         if "delay" in self.faults:
             yield from self.sleep(self.strike("delay"))
         for action in self.faults:
@@ -4054,7 +4058,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.tree.find(self.request.path)
         given = self.request.headers.get("authorization", "")
         found = self.service.find_for_container(
-            self.tree, self.request.path, self.request.query, given)
+            self.request.path, self.request.query, given, self.tree)
         self.authorize(found, given)
         return found
 
