@@ -1,8 +1,8 @@
 """Containers of a real Docker on a box: dockerd of Debian, its bridges, its rules, its restarts.
 
-All tests share one booted box, on which dockerd is started after the service. The containers have
-the programs of the box, and each test leaves all as it found it. They need root, debootstrap, and
-apt-get of the Debian that the boxes have.
+All tests but the last share one booted box, on which dockerd is started after the service. The
+containers have the programs of the box, and each test leaves all as it found it. They need root,
+debootstrap, and apt-get of the Debian that the boxes have.
 """
 import re
 import subprocess
@@ -11,7 +11,17 @@ import pytest
 
 from box import HOME, Box, Neighbour, layer, why_not
 from service import readme, wait_for
-from test_box import AS_NOBODY, GET, INSTALL, LOG, META_DATA, ROUND_TRIP, SERVICE, readme_commands
+from test_box import (
+    AS_NOBODY,
+    GET,
+    INSTALL,
+    LOG,
+    META_DATA,
+    PURGE,
+    ROUND_TRIP,
+    SERVICE,
+    readme_commands,
+)
 from test_network import DEFAULTS, STATUS, set_defaults
 
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or ""),
@@ -42,12 +52,17 @@ LET_IN = ("on-docker0", "on-mine")
 
 
 @pytest.fixture(scope="module")
-def docker(tmp_path_factory):
-    """A box with the product and, started after it, dockerd: three containers on three bridges."""
+def programs():
+    """The folder with the programs of Docker, to lie over the disk of a box."""
     try:
-        programs = layer("docker-programs", PACKAGES)
+        return layer("docker-programs", PACKAGES)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs apt-get, of the Debian that the boxes have, with docker.io and passt")
+
+
+@pytest.fixture(scope="module")
+def docker(programs, tmp_path_factory):
+    """A box with the product and, started after it, dockerd: three containers on three bridges."""
     with Box("sysvinit", tmp_path_factory.mktemp("docker"), programs) as box:
         box.copy_product()
         box.ok("CONTAINERS='docker0 br-+' " + INSTALL)
@@ -256,3 +271,31 @@ def test_reboot(docker):
     start_docker(docker)
     wait_for(lambda: is_served(docker), what="the containers")
     assert ours_are_first(docker) and refusals(docker, "on-other") == [REFUSED] * 3
+
+
+def test_docker_of_systemd(programs, tmp_path):
+    """Where systemd starts Docker, it goes on after its restarts, and a purge leaves its rules."""
+    with Box("systemd", tmp_path, programs) as box:
+        box.copy_product()
+        box.ok("groupadd docker && systemctl enable --now containerd docker.socket docker")
+        box.ok("CONTAINERS='docker0 br-+' " + INSTALL)
+        box.ok(IMAGE)
+        box.ok("docker network create mine && " + RUN + "--detach --restart always --name on-mine "
+               "--stop-signal KILL --network mine my-image sleep infinity")
+        assert is_served(box, ["on-mine"]) and ours_are_first(box)
+        box.ok("systemctl restart nftables && systemctl restart docker")
+        wait_for(lambda: is_served(box, ["on-mine"]), what="the container after a flush")
+        assert ours_are_first(box)
+        box.reboot()
+        wait_for(lambda: is_served(box, ["on-mine"]), what="the container after a reboot")
+        assert ours_are_first(box)
+        box.ok(STATUS)
+        before = rules_of_others(box)
+        box.ok(PURGE)
+        assert rules_of_others(box) == before
+        assert "fake-metadata" not in box.ok("iptables-save")
+
+
+def rules_of_others(box):
+    """Return all rules that are not ours, in the order in which they are looked at."""
+    return box.ok("iptables-save | grep '^-A' | grep -v fake-metadata").splitlines()
