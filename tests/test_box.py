@@ -1960,7 +1960,7 @@ def test_rotation_under_load(installed):
     text = installed.ok("cd /mnt/logs/fake-metadata && zcat -f server.log*")
     assert report["failures"] == [] and len(report["answered"]) > 100
     check_lines(text)
-    assert sorted(re.findall(r'"(load-\d+-\d+)"$', text, re.M)) == sorted(report["answered"])
+    assert sorted(re.findall(r'"(load-\d+-\d+)" v1 user=root$', text, re.M)) == sorted(report["answered"])
     assert installed.ok("ls /mnt/logs/fake-metadata | wc -l") == "6\n"
 
 

@@ -195,7 +195,7 @@ def test_settings_that_change(boot, init):
     assert box.read(BOX_CONFIG).splitlines()[1:] == [
         "[server]",
         "bind = 127.0.0.1:8123, 169.254.169.254:8123, [::1]:8123, [fd00:ec2::254]:8123",
-        "addresses = 169.254.169.254, fd00:ec2::254"]
+        "addresses = 169.254.169.254, fd00:ec2::254", "log-clients = yes"]
     assert box.ok("stat -c '%U:%G %a' " + BOX_CONFIG) == "root:fake-metadata 640\n"
     with Container(box, "br-test") as container:
         assert container.serves("169.254.169.254 fd00:ec2::254")
