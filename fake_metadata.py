@@ -83,6 +83,7 @@ import traceback
 import types
 import urllib.parse
 import uuid
+import zlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
@@ -172,7 +173,10 @@ IP_FREEBIND = 15  # ip(7); the socket module has no name for it
 ORIGINAL_DST = 80  # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST of the kernel's netfilter headers
 NETLINK_SOCK_DIAG = 4  # sock_diag(7)
 SOCK_DIAG_BY_FAMILY = 20
-NAME_SECONDS = 60  # for which the name of a user is remembered
+DIAGNOSIS_BYTES = 256  # of an answer, of which the first 88 are needed
+OVERFLOW_UID = 65534  # of a user whom our user namespace does not know (user_namespaces(7))
+NAME_SECONDS = 10  # for which the name of a user is believed: users come and go
+MAX_USER_NAMES = 64
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
 ACCEPT_BATCH = 16  # connections accepted before the others are served; below RESERVED_FILES
 REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
@@ -186,8 +190,14 @@ MAX_LOGGED_LINE = 1024  # characters of a request line, and of a user agent
 MAX_REFUSED_LINE = 128  # the same, of a request that was not even admitted
 MAX_REFUSALS = 50  # lines a second for the refusals of one peer; the rest are counted
 MAX_GATHERED = 65536  # characters of lines that wait to be written
-MAX_ASKERS = 1000  # that are told apart when a log is read
 PIPE_BYTES = 4096  # what a pipe that is ready takes without waiting (PIPE_BUF of Linux)
+
+# Who has asked, by the log.
+MAX_READ_LINE = 8192  # bytes: lines of ours are shorter
+MAX_CLIENTS = 500  # by name; the rest are summed up
+MAX_AGENTS = 20  # by name, of one client
+MAX_AGENT = 256  # characters
+MAX_SHOWN_AGENT = 60  # the same, in the table
 
 # Configuration.
 MAX_CONFIG_BYTES = 16777216
@@ -4125,7 +4135,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def user(self):
         """Return the Unix user of the client, asked for once; None where nobody can tell."""
         if self._user is self:
-            self._user = self.server.users.user_of(self.connection)
+            self._user = self.server.users.user_of(self.connection, self.client_address)
         return self._user
 
     def hops_away(self):
@@ -4249,10 +4259,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         limit = MAX_LOGGED_LINE if self.is_admitted else MAX_REFUSED_LINE
         if self.struck:
             reason = "; ".join(filter(None, (*self.struck, reason)))
+        client = None
         if self.service and self.service.logs_clients:
-            reason = " ".join(filter(None, (self.client_in_words(), reason)))
+            client = self.client_in_words
         self.server.log.request(
-            self.address_string(), self.request, code, size, seconds, reason, limit)
+            self.address_string(), self.request, code, size, seconds, reason, limit, client)
         if self.server.requests is not None and isinstance(self.request, Request):
             self.server.requests.append(self.request.asked(code))
 
@@ -4890,97 +4901,175 @@ def is_own(host: str) -> bool:
 
 
 class ClientUsers:
-    """Tells the Unix user at the other end of a connection, where that is on this machine.
+    """Asks the kernel which Unix user is at the other end of a connection from this box.
 
-    One question to the kernel (sock_diag(7)) with the exact addresses and ports of the client's
-    socket; any user may ask. A client that has closed its socket has no user any more, and one in
-    another network namespace is none of this machine's.
+    By sock_diag(7), which answers any user, and at once. The netlink socket is open from the first
+    question on, until `close`. Whatever goes wrong, the user is unknown: never guessed.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, clock=time.monotonic):
         self._clock = clock
         self._socket = None
         self._numbers = itertools.count(1)
-        self._names = {}  # uid -> name
-        self._forget_at = 0
+        self._sees_all_users = not is_in_user_namespace()
+        self._name = functools.lru_cache(maxsize=MAX_USER_NAMES)(self._look_up)
 
-    def user_of(self, connection: socket.socket) -> Optional[str]:
-        """Return the name, or the number where there is no name; None where nobody can tell."""
+    def user_of(self, connection: socket.socket, client: tuple) -> Optional[str]:
+        """Return the user who made the socket of a client: name_of_user. None if unknown.
+
+        `client` is the address of that socket.
+        """
         try:
-            uid = self._uid_of(connection)
-        except (OSError, struct.error):
+            uid = self._ask(connection, client)
+        except (OSError, ValueError, struct.error):
             return None
-        return None if uid is None else self._name_of(uid)
+        if uid is None or (uid == OVERFLOW_UID and not self._sees_all_users):
+            return None
+        return self._name(uid, self._clock() // NAME_SECONDS)
 
     def close(self) -> None:
-        """Close the socket by which the kernel is asked."""
+        """Close the netlink socket."""
         if self._socket:
             self._socket.close()
+            self._socket = None
 
-    def _uid_of(self, connection):
-        """Return the uid; None where the client's socket is gone, or not to be seen from here."""
+    def _ask(self, connection, client):
+        """Ask for the socket of a client, whose own end is what is the other end here."""
+        service = original_destination(connection, client)
+        wanted = connection_id(client, service)
+        number = next(self._numbers) & 0xffffffff
         if not self._socket:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
-            self._socket.setblocking(False)  # the kernel has answered when send() returns
-        number = next(self._numbers) % (1 << 32)
-        self._socket.send(socket_question(number, connection))
-        kind, found = None, None
-        while found != number:
-            data = self._socket.recv(4096)
-            _, kind, _, found, _ = NETLINK_HEAD.unpack_from(data)
-        if kind != SOCK_DIAG_BY_FAMILY:
-            return None
-        state, uid, inode = SOCKET_ANSWER.unpack_from(data, NETLINK_HEAD.size)
-        return uid if inode and state != LISTENING else None  # without one it is nobody's any more
+            self._socket = open_diagnosis()
+        self._socket.send(diagnosis_request(number, *wanted, scope_of(client)))
+        uid = diagnosed_user(self._answer(number), wanted)
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) not in CONNECTED:
+            return None  # the client has gone, and another may have its port by now
+        return uid
 
-    def _name_of(self, uid):
-        if self._clock() >= self._forget_at:
-            self._names.clear()
-            self._forget_at = self._clock() + NAME_SECONDS
-        if uid not in self._names:
-            try:
-                name = pwd.getpwuid(uid).pw_name
-            except KeyError:
-                name = ""
-            self._names[uid] = name if USER_NAME.fullmatch(name) else str(uid)
-        return self._names[uid]
+    def _answer(self, number):
+        """Return the answer to a question; one to a former question may still be there."""
+        while True:
+            answer, (sender, _) = self._socket.recvfrom(DIAGNOSIS_BYTES)
+            if sender == 0 and number_of(answer) == number:  # 0: the kernel
+                return answer
+
+    @staticmethod
+    def _look_up(uid, moment):
+        return name_of_user(uid)
 
 
-# Of netlink(7): length, type, flags, sequence number, port id. Of sock_diag(7): state, uid, inode.
+# What TCP_INFO begins with while a client is there: ESTABLISHED, and CLOSE_WAIT (it has sent all).
+CONNECTED = (ESTABLISHED, b"\x08")
+SYN_SENT = 2  # a state of TCP, too
+IPV4_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
+
+# sock_diag(7): nlmsghdr (length, type, flags, sequence, port), inet_diag_req_v2 (family, protocol,
+# states), inet_diag_sockid (ports, addresses, interface, cookie); the end of inet_diag_msg.
 NETLINK_HEAD = struct.Struct("=IHHII")
-SOCKET_ANSWER = struct.Struct("=xB62xII")
-LISTENING = 10  # a state of TCP
-USER_NAME = re.compile(r"[\w.@+-]{1,64}[$]?", re.ASCII)
+DIAGNOSIS_HEAD = struct.Struct("=BBxxI")
+DIAGNOSIS_PORTS = struct.Struct("!HH")
+DIAGNOSIS_ADDRESSES = struct.Struct("=16s16sI8s")
+DIAGNOSIS = struct.Struct("=BBxx4s16s16s12x12xII")  # family, state, id; user, inode
 
 
-def socket_question(number: int, connection: socket.socket) -> bytes:
-    """Render the question for the socket at the other end of a connection (sock_diag(7))."""
-    peer = connection.getpeername()
-    host = plain_address(peer).partition("%")[0]
-    family = family_of(host)
-    to_host, to_port = destination_of(connection, family)
-    body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 0xffffffff)  # in all states
-    body += struct.pack(">HH16s16s", peer[1], to_port, socket.inet_pton(family, host), to_host)
-    body += struct.pack("=III", 0, 0xffffffff, 0xffffffff)  # any interface, any cookie
-    return NETLINK_HEAD.pack(
-        NETLINK_HEAD.size + len(body), SOCK_DIAG_BY_FAMILY, 1, number, 0) + body
+def open_diagnosis() -> socket.socket:
+    """Open a netlink socket for questions about sockets. Raises OSError where there is none."""
+    diagnosis = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_DGRAM, NETLINK_SOCK_DIAG)
+    diagnosis.setblocking(False)
+    return diagnosis
 
 
-def destination_of(connection: socket.socket, family: int) -> Tuple[bytes, int]:
-    """Return the address and port to which a client has connected, before any redirect."""
+def original_destination(connection: socket.socket, client: tuple) -> tuple:
+    """Return the address that a client has connected to: that before REDIRECT or DNAT."""
     try:
-        if family == socket.AF_INET:
-            data = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
-            port, host = struct.unpack(">2xH4s8x", data)
-        else:
+        if ":" in plain_address(client):
             data = connection.getsockopt(socket.IPPROTO_IPV6, ORIGINAL_DST, 28)
-            port, host = struct.unpack(">2xH4x16s4x", data)
-    except OSError:  # the kernel keeps no record of connections
-        local = connection.getsockname()
-        host = socket.inet_pton(family, plain_address(local).partition("%")[0])
-        port = local[1]
-    return host, port
+            port, address = struct.unpack("!2xH4x16s4x", data)
+            return socket.inet_ntop(socket.AF_INET6, address), port
+        data = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
+        port, address = struct.unpack("!2xH4s8x", data)
+        return socket.inet_ntop(socket.AF_INET, address), port
+    except OSError:  # the kernel tracks no connections
+        return connection.getsockname()
+
+
+def connection_id(client: tuple, service: tuple) -> Tuple[bytes, bytes, bytes]:
+    """Return ports and addresses of a connection as bytes, as its client sees it."""
+    ports = DIAGNOSIS_PORTS.pack(client[1], service[1])
+    return (ports, *[packed_address(plain_address(address)) for address in (client, service)])
+
+
+def packed_address(host: str) -> bytes:
+    """Return a numeric address as bytes."""
+    return socket.inet_pton(family_of(host), host.partition("%")[0])
+
+
+def scope_of(address: tuple) -> int:
+    """Return the interface of a link-local address; 0 for any other."""
+    return address[3] if len(address) > 3 else 0
+
+
+def diagnosis_request(
+    number: int, ports: bytes, client: bytes, service: bytes, scope: int
+) -> bytes:
+    """Write the question for the one TCP socket that has these ports and addresses."""
+    family = socket.AF_INET if len(client) == 4 else socket.AF_INET6
+    body = b"".join((
+        DIAGNOSIS_HEAD.pack(family, socket.IPPROTO_TCP, 0xffffffff), ports,
+        DIAGNOSIS_ADDRESSES.pack(client, service, scope, b"\xff" * 8)))  # no cookie
+    return NETLINK_HEAD.pack(
+        NETLINK_HEAD.size + len(body), SOCK_DIAG_BY_FAMILY, 1, number, 0) + body  # NLM_F_REQUEST
+
+
+def number_of(answer: bytes) -> int:
+    """Return the sequence number of a netlink message."""
+    return NETLINK_HEAD.unpack_from(answer)[3]
+
+
+def diagnosed_user(answer: bytes, wanted: Tuple[bytes, bytes, bytes]) -> Optional[int]:
+    """Read the number of the user from an answer; None if it is about no socket, or another one.
+
+    Where there is no such connection the kernel may answer with who listens at the port of the
+    client. A socket that nobody has any more (TIME_WAIT, or closed with something to send) has no
+    inode, and 0 in the place of its user.
+    """
+    kind = NETLINK_HEAD.unpack_from(answer)[1]
+    if kind != SOCK_DIAG_BY_FAMILY:
+        return None
+    family, state, ports, client, service, uid, inode = DIAGNOSIS.unpack_from(
+        answer, NETLINK_HEAD.size)
+    found = (ports, unmapped(family, client), unmapped(family, service))
+    if found != wanted or not inode or state == SYN_SENT:
+        return None
+    return uid
+
+
+def unmapped(family: int, address: bytes) -> bytes:
+    """Return an address of a netlink message: an IPv4 one in four bytes, of an IPv6 socket too."""
+    if family == socket.AF_INET:
+        return address[:4]
+    return address[12:] if address.startswith(IPV4_MAPPED) else address
+
+
+def is_in_user_namespace() -> bool:
+    """Tell whether there may be users on this box that have no number here."""
+    return read_line("/proc/self/uid_map").split() not in ([], ["0", "0", "4294967295"])
+
+
+USER_NAME = re.compile(r"(?![0-9]+$)[\w.@+-]{1,64}[$]?", re.ASCII)
+
+
+def name_of_user(uid: int) -> str:
+    """Return the name of a user; or the number, where there is no name that a log can have.
+
+    A name like a number would be another user's number.
+    """
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except (KeyError, OSError):
+        name = ""
+    return name if USER_NAME.fullmatch(name) else str(uid)
 
 
 class AddressWatch:
@@ -5078,13 +5167,19 @@ class Log:
         2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0"
         2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
 
-    With log-clients = yes the version of IMDS stands behind the user agent, and the Unix user of a
-    client that is on this machine ("?" if it had closed its connection):
+    Time, peer, request line, status, bytes, duration, user agent. With log-clients = yes the
+    version of IMDS stands behind them, and the Unix user of a client that is on this machine ("?"
+    if it had closed its connection):
 
-        2026-12-01T08:00:00Z 127.0.0.1 "GET /latest/ HTTP/1.1" 200 27 0.1ms "curl/8.5.0" v1 user=ci
+        ... 200 27 0.1ms "curl/8.5.0" v1 user=ci
 
-    What is refused, or left unanswered, has the reason at the end. Quotes and line feeds of a
-    client are escaped.
+    What is refused or left unanswered, or what a fault has struck, has the reason at the end:
+
+        ... 503 32 0.1ms "curl/8.5.0" v1 user=ci fault outage: 503
+
+    Double quotes stand around request line and user agent, and nowhere else: those of a client are
+    escaped. A user is one word without quotes. No reason begins with v1, v2 or user=. LOGGED reads
+    it.
     """
 
     def __init__(self, path="", clock=time.time):
@@ -5099,16 +5194,20 @@ class Log:
         self._lost = 0  # lines
         self.reopen(path)
 
-    def request(self, peer, request, status, size, seconds, reason, limit=MAX_LOGGED_LINE):
+    def request(self, peer, request, status, size, seconds, reason, limit=MAX_LOGGED_LINE,
+                client=None):
         """Add the line of a request; `reason` says why it was refused, if it was.
 
-        `limit` is that of its texts, in characters.
+        `limit` is that of its texts, in characters. `client` is called for what there is to say
+        of the client, if that is wanted, and if there is a line.
         """
         if (status >= 400 or not status) and self._is_one_too_many(peer):
             return
         line, agent = request.for_log(limit)
         if reason:
-            reason = " " + reason
+            reason = " " + reason.replace('"', "'")
+        if client:
+            reason = " %s%s" % (client(), reason)
         self._add('%s "%s" %s %s %.1fms "%s"%s\n' % (
             peer, line, status, size, seconds * 1000, agent, reason))
 
@@ -5219,93 +5318,6 @@ class Log:
         second = int(self._clock())
         if second != self._second:
             self._second, self._stamp = second, utc(second) + " "
-
-
-LOGGED = re.compile(
-    r'(?P<at>[0-9T:-]{19}Z) (?P<peer>[0-9a-f.:%\w]+) "GET (?P<target>[^" ]+) HTTP/1\.[01]" 200 '
-    r'[0-9]+ [0-9.]+ms "(?P<agent>[^"]*)"( (?P<version>v[12])( user=(?P<user>\S+))?)?( .*)?')
-CREDENTIALS_PATH = re.compile(
-    "/latest/meta-data/iam/security-credentials(-extended)?/.+"
-    "|/latest/meta-data/identity-credentials/ec2/security-credentials/.+"
-    "|/(v1/credentials|v2/credentials/.+|creds|role/.+)")
-
-
-class Asker(NamedTuple):
-    """Who asked for credentials, and how: v1, v2, or "?" where the log does not tell."""
-
-    client: str  # "user ci", or an address
-    version: str
-    user_agent: str
-
-
-class Asking(NamedTuple):
-    """How often somebody asked, and when first and last."""
-
-    requests: int
-    first: str
-    last: str
-
-
-def who_asked(paths: Iterable[str]) -> Dict[Asker, Asking]:
-    """Read from logs, rotated ones too, who asked for credentials and got them.
-
-    Whoever is one too many to be told apart is summed up, for each version.
-    """
-    found = {}
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError), open_as_text(path) as lines:
-            for line in lines:
-                match = LOGGED.fullmatch(line.rstrip("\n"))
-                if match and CREDENTIALS_PATH.fullmatch(canonical_path(match["target"])):
-                    note_asker(found, asker_in(match), match["at"])
-    return found
-
-
-def open_as_text(path: str) -> Any:
-    """Open a file, a compressed one too, to read lines of text."""
-    make = gzip.open if path.endswith(".gz") else open
-    return make(path, "rt", encoding="utf-8", errors="replace")
-
-
-def asker_in(match: Any) -> Asker:
-    """Return who asked, of a match of LOGGED."""
-    client = "user " + match["user"] if match["user"] else match["peer"]
-    return Asker(client, match["version"] or "?", match["agent"])
-
-
-def note_asker(found: Dict[Asker, Asking], asker: Asker, at: str) -> None:
-    """Count one more request."""
-    if asker not in found and len(found) >= MAX_ASKERS:
-        asker = Asker("(others)", asker.version, "")
-    before = found.get(asker, Asking(0, at, at))
-    found[asker] = Asking(
-        before.requests + 1, min(before.first, at), max(before.last, at))
-
-
-def askers_in_words(found: Dict[Asker, Asking]) -> List[str]:
-    """Describe who asked: those that a required session token would stop come first."""
-    if not found:
-        return ["nobody has asked for credentials, as far as the log goes back"]
-    order = sorted(found.items(), key=lambda one: (one[0].version != "v1", one[0]))
-    rows = [("WHO", "IMDS", "REQUESTS", "SINCE", "LAST", "USER AGENT")]
-    rows += [(asker.client, asker.version, str(asking.requests), asking.first, asking.last,
-              asker.user_agent) for asker, asking in order]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    old = [asker for asker in found if asker.version == "v1"]
-    lines.append("%d of %d would break with http-tokens = required" % (len(old), len(found)))
-    if any(asker.version == "?" for asker in found):
-        lines.append(
-            "for ? the log does not tell: service fake-metadata set server.log-clients yes")
-    return lines
-
-
-def askers_as_json(found: Dict[Asker, Asking]) -> str:
-    """Render who asked for programs."""
-    return json.dumps([{
-        "client": asker.client, "version": asker.version, "user-agent": asker.user_agent,
-        "requests": asking.requests, "first": asking.first, "last": asking.last,
-    } for asker, asking in sorted(found.items())], indent=2)
 
 
 def open_log(path: str) -> int:
@@ -7871,6 +7883,196 @@ def quoted(text: str) -> str:
     return json.dumps(text)
 
 
+# ---------------------------------------------------------------- who has asked ---------------
+
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+
+# The line of a request; see Log. Behind the user agent of a whole line there is no second time: a
+# line that was cut off, when the power failed, goes on with the next one.
+LOGGED = re.compile(
+    r'(?P<time>%s) (?P<peer>[0-9a-f.:]+(?:%%[^ "]+)?) "(?P<line>[^"]*)" (?P<status>\d+) \d+ '
+    r'\d+\.\dms "(?P<agent>[^"]*)"(?!.*%s)(?: (?P<version>v[12])(?: user=(?P<user>[^ "]+))?)?'
+    r'(?: [^"]*)?\n' % (STAMP, STAMP))
+LOGGED_TIME = re.compile(STAMP + " ")
+LOGGED_GET = re.compile(r"GET (?:http://[^/?]*)?(\S+)(?: HTTP/1\.\d| \(\d+ more\))", re.I)
+IMDS_CREDENTIALS = re.compile(
+    "/latest/meta-data/(?:iam/security-credentials(?:-extended)?"
+    "|identity-credentials/ec2/security-credentials)/[^/]+")
+
+CONTAINER = "container"  # in the place of a version: such credentials need no session token
+VERSION_ORDER = ("v1", None, CONTAINER, "v2")  # of the table: first who has something to do
+LOG_CLIENTS_REMEDY = "service fake-metadata set server.log-clients yes"
+
+
+class Client(NamedTuple):
+    """Who asked: a user of this box, or an address; neither for all that are beyond a limit."""
+
+    user: Optional[str]
+    address: Optional[str]
+
+    def __str__(self):
+        if self.user is not None:
+            return "user " + self.user
+        return self.address or "(others)"
+
+
+class Tally:
+    """How often something was asked, and when first and last."""
+
+    def __init__(self):
+        self.count = 0
+        self.first = self.last = None
+
+    def add(self, moment: str) -> None:
+        """Count a request. The files of a log may come in any order."""
+        self.count += 1
+        self.first = min(self.first or moment, moment)
+        self.last = max(self.last or moment, moment)
+
+
+class CredentialsAsked:
+    """Who has asked for credentials, and got them, by the lines of a log.
+
+    A client's user agent is its own word, the user is the kernel's: so however many user agents
+    one client has, it hides nobody else.
+    """
+
+    def __init__(self):
+        self.whole = Tally()  # of all lines of the log
+        self._clients = {}  # Client -> {user agent: {version: Tally}}
+
+    def add(self, line: str) -> None:
+        """Take a line of the log, with its end."""
+        stamp = LOGGED_TIME.match(line)
+        if not stamp:
+            return
+        self.whole.add(stamp.group().strip())
+        match = LOGGED.fullmatch(line)
+        if match and match["status"] == "200":
+            self._add_request(match)
+
+    def _add_request(self, match):
+        version = version_asked(match["line"], match["version"])
+        if version == "":
+            return
+        client = Client(None, plain_address([match["peer"]]))
+        if match["user"] not in (None, "?"):
+            client = Client(match["user"], None)
+        agents = self._among(self._clients, client, MAX_CLIENTS, Client(None, None))
+        tallies = self._among(agents, match["agent"][:MAX_AGENT], MAX_AGENTS, None)
+        tallies.setdefault(version, Tally()).add(match["time"])
+
+    @staticmethod
+    def _among(table, key, limit, rest):
+        """Return what a table has for a key; for `rest`, if it has enough others."""
+        if key not in table and len(table) >= limit:
+            key = rest
+        return table.setdefault(key, {})
+
+    def rows(self) -> List[Tuple[Client, Optional[str], Optional[str], Tally]]:
+        """Return client, user agent, version and tally of each; first who uses IMDSv1."""
+        rows = [(client, agent, version, tally) for client, agents in self._clients.items()
+                for agent, tallies in agents.items() for version, tally in tallies.items()]
+        return sorted(rows, key=lambda row: (
+            VERSION_ORDER.index(row[2]), -row[3].count, str(row[0]), row[1] or ""))
+
+    def would_break(self) -> Tuple[int, int]:
+        """Count who would get no credentials with http-tokens = required, and who asked at all.
+
+        Each user agent of a client counts; not those of which the log does not tell the version.
+        """
+        versions = [set(tallies) - {None} for agents in self._clients.values()
+                    for tallies in agents.values()]
+        return sum("v1" in known for known in versions), sum(map(bool, versions))
+
+    def as_json(self) -> str:
+        """Write one JSON document."""
+        breaking, known = self.would_break()
+        clients = [{
+            "user": client.user, "address": client.address, "user-agent": agent,
+            "version": version, "count": tally.count, "first": tally.first, "last": tally.last,
+        } for client, agent, version, tally in self.rows()]
+        return json.dumps({
+            "log": {"first": self.whole.first, "last": self.whole.last},
+            "would-break": breaking, "of": known, "clients": clients,
+        }, indent=2) + "\n"
+
+    def as_table(self) -> str:
+        """Write a table for people, and what follows from it."""
+        rows = self.rows()
+        if not rows:
+            return self._nobody()
+        lines = [["", "times", "first", "last", "who", "user agent"]]
+        lines += [[version or "?", str(tally.count), tally.first, tally.last, str(client),
+                   shown_agent(agent)] for client, agent, version, tally in rows]
+        return "".join(printable(line) + "\n" for line in columns(lines) + self._notes(rows))
+
+    def _nobody(self):
+        if not self.whole.count:
+            return "nobody has asked for credentials: the log is empty\n"
+        return "nobody has asked for credentials since %s, where the log begins\n" % (
+            self.whole.first)
+
+    def _notes(self, rows):
+        """Say below the table what its marks mean, and who would break."""
+        notes = []
+        if any(version == CONTAINER for _, _, version, _ in rows):
+            notes.append("%s: needs an authorization-token, no session token, with http-tokens = "
+                         "required" % CONTAINER)
+        unknown = sum(tally.count for _, _, version, tally in rows if version is None)
+        if unknown:
+            requests = "1 request that was" if unknown == 1 else "%d requests that were" % unknown
+            notes += ["?: %s logged without v1 or v2; to have them logged from now on:" % requests,
+                      "   " + LOG_CLIENTS_REMEDY]
+        return [""] + notes + ["%d of %d would break with http-tokens = required"
+                               % self.would_break()]
+
+
+def version_asked(line: str, version: Optional[str]) -> Optional[str]:
+    """Return how credentials were asked for, by a logged request line; "" if others were."""
+    match = LOGGED_GET.fullmatch(line)
+    path = canonical_path(match.group(1)) if match else ""
+    if CONTAINER_PATH.fullmatch(path):
+        return CONTAINER
+    return version if IMDS_CREDENTIALS.fullmatch(path) else ""
+
+
+def shown_agent(agent: Optional[str]) -> str:
+    """Return a user agent for the table."""
+    if agent is None:
+        return "(other user agents)"
+    if len(agent) > MAX_SHOWN_AGENT:
+        return agent[:MAX_SHOWN_AGENT] + "..."
+    return agent or "(no user agent)"
+
+
+def columns(lines: List[List[str]]) -> List[str]:
+    """Write lines of cells below each other; the second column, of numbers, to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join([cells[0].ljust(widths[0]), cells[1].rjust(widths[1])] + [
+        cell.ljust(width) for cell, width in zip(cells[2:], widths[2:])]).rstrip()
+        for cells in lines]
+
+
+def log_lines(path: str) -> Iterator[str]:
+    """Yield the lines of a log, compressed or not, that are not too long; none if there is none.
+
+    Raises OSError if it cannot be read.
+    """
+    open_file = gzip.open if path.endswith(".gz") else open
+    try:
+        with open_file(path, "rb") as file:
+            is_whole = True
+            for line in iter(functools.partial(file.readline, MAX_READ_LINE), b""):
+                if is_whole:
+                    yield line.decode("utf-8", "replace")
+                is_whole = line.endswith(b"\n")
+    except FileNotFoundError:  # it has not been rotated so often yet
+        pass
+    except (EOFError, zlib.error) as error:
+        raise OSError(errno.EIO, str(error), path)
+
+
 # ---------------------------------------------------------------- main ------------------------
 
 def make_parser() -> argparse.ArgumentParser:
@@ -7951,6 +8153,8 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     options = parser.parse_args(arguments)
     if options.capture is not None and (options.address or options.config or options.set):
         parser.error("--capture prints a configuration, and takes none")
+    if options.json and not options.who:
+        parser.error("--json is for --who")
     if command is None:
         return options
     if not command:
@@ -8039,11 +8243,17 @@ def print_overlay(options: argparse.Namespace) -> int:
 
 
 def print_who(options: argparse.Namespace) -> int:
-    """Print who asked for credentials, by logs."""
-    found = who_asked(options.who)
-    lines = [askers_as_json(found)] if options.json else askers_in_words(found)
-    write_out("".join(line + "\n" for line in lines))
-    return 0
+    """Print who has asked for credentials, by the files of a log; 1 if one cannot be read."""
+    asked, code = CredentialsAsked(), 0
+    for path in options.who:
+        try:
+            for line in log_lines(path):
+                asked.add(line)
+        except OSError as error:
+            warn("cannot read %s: %s" % (path, error.strerror or error))
+            code = 1
+    write_out(asked.as_json() if options.json else asked.as_table())
+    return code
 
 
 def print_certificate(options: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ class Loop:
     def resume(self, handler):
         pass  # the test does
 
-    def request(self, peer, request, status, size, seconds, reason, limit):
+    def request(self, peer, request, status, size, seconds, reason, limit, client=None):
         self.noted = peer, request, status, size, seconds, reason
 
 
