@@ -8002,7 +8002,7 @@ class CredentialsAsked:
         rows = self.rows()
         if not rows:
             return self._nobody()
-        lines = [["", "times", "first", "last", "who", "user agent"]]
+        lines = [["how", "times", "first", "last", "who", "user agent"]]
         lines += [[version or "?", str(tally.count), tally.first, tally.last, str(client),
                    shown_agent(agent)] for client, agent, version, tally in rows]
         return "".join(printable(line) + "\n" for line in columns(lines) + self._notes(rows))

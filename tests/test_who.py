@@ -175,7 +175,7 @@ SOME = [
 def test_table():
     """The table has first who would break, then whom it cannot tell; its last line sums it up."""
     assert asked_by(*SOME).as_table() == """\
-           times  first                 last                  who          user agent
+how        times  first                 last                  who          user agent
 v1             2  2026-12-01T07:00:00Z  2026-12-01T10:00:00Z  user deploy  %s...
 ?              1  2026-12-01T08:00:00Z  2026-12-01T08:00:00Z  10.0.0.7     curl/8.5.0
 container      1  2026-12-01T08:00:00Z  2026-12-01T08:00:00Z  user ci      curl/8.5.0
