@@ -4935,8 +4935,7 @@ class ClientUsers:
 
     def _ask(self, connection, client):
         """Ask for the socket of a client, whose own end is what is the other end here."""
-        service = original_destination(connection, client)
-        wanted = connection_id(client, service)
+        wanted = connection_id(client, *original_destination(connection, client))
         number = next(self._numbers) & 0xffffffff
         if not self._socket:
             self._socket = open_diagnosis()
@@ -4980,28 +4979,29 @@ def open_diagnosis() -> socket.socket:
     return diagnosis
 
 
-def original_destination(connection: socket.socket, client: tuple) -> tuple:
-    """Return the address that a client has connected to: that before REDIRECT or DNAT."""
+def original_destination(connection: socket.socket, client: tuple) -> Tuple[bytes, int]:
+    """Return address and port that a client has connected to: those before REDIRECT or DNAT."""
     try:
         if ":" in plain_address(client):
             data = connection.getsockopt(socket.IPPROTO_IPV6, ORIGINAL_DST, 28)
             port, address = struct.unpack("!2xH4x16s4x", data)
-            return socket.inet_ntop(socket.AF_INET6, address), port
-        data = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
-        port, address = struct.unpack("!2xH4s8x", data)
-        return socket.inet_ntop(socket.AF_INET, address), port
+        else:
+            data = connection.getsockopt(socket.IPPROTO_IP, ORIGINAL_DST, 16)
+            port, address = struct.unpack("!2xH4s8x", data)
+        return address, port
     except OSError:  # the kernel tracks no connections
-        return connection.getsockname()
+        here = connection.getsockname()
+        return packed_address(here), here[1]
 
 
-def connection_id(client: tuple, service: tuple) -> Tuple[bytes, bytes, bytes]:
-    """Return ports and addresses of a connection as bytes, as its client sees it."""
-    ports = DIAGNOSIS_PORTS.pack(client[1], service[1])
-    return (ports, *[packed_address(plain_address(address)) for address in (client, service)])
+def connection_id(client: tuple, address: bytes, port: int) -> Tuple[bytes, bytes, bytes]:
+    """Return ports and addresses of a connection, as its client sees it, as bytes."""
+    return DIAGNOSIS_PORTS.pack(client[1], port), packed_address(client), address
 
 
-def packed_address(host: str) -> bytes:
-    """Return a numeric address as bytes."""
+def packed_address(address: tuple) -> bytes:
+    """Return the host of a socket's address as bytes."""
+    host = plain_address(address)
     return socket.inet_pton(family_of(host), host.partition("%")[0])
 
 

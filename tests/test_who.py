@@ -263,7 +263,7 @@ def test_wrong_usage(arguments):
 # ---------------------------------------------------------------- the kernel, asked
 
 CLIENT, SERVED = ("127.0.0.1", 40000), ("127.0.0.1", 8000)
-CLIENT6, SERVED6 = ("::1", 40000, 0, 0), ("::1", 8000, 0, 0)
+DESTINATION = socket.inet_aton("127.0.0.1"), 8000
 ESTABLISHED, TIME_WAIT, LISTEN, SYN_SENT, FIN_WAIT2 = 1, 6, 10, 2, 5
 
 
@@ -302,7 +302,7 @@ def test_answer(name):
     """An answer names a user only if it is about this very connection, and somebody has it."""
     data, expected = ANSWERS[name]
 
-    wanted = fake_metadata.connection_id(CLIENT, SERVED)
+    wanted = fake_metadata.connection_id(CLIENT, *DESTINATION)
 
     assert fake_metadata.diagnosed_user(data, wanted) == expected
 
@@ -310,7 +310,8 @@ def test_answer(name):
 def test_cut_answer():
     """An answer that is too short is an error, as such a question is unanswered."""
     with pytest.raises(struct.error):
-        fake_metadata.diagnosed_user(answer()[:80], fake_metadata.connection_id(CLIENT, SERVED))
+        fake_metadata.diagnosed_user(
+            answer()[:80], fake_metadata.connection_id(CLIENT, *DESTINATION))
 
 
 def connected(server_family, host, client_family, target):
@@ -353,7 +354,7 @@ def test_late_answer():
     client, service = connected(*PAIRS["IPv4"])
     with client, service[0]:
         assert users.user_of(*service) == OWN_NAME
-        others = fake_metadata.connection_id(("127.0.0.1", 9), ("127.0.0.1", 9))
+        others = fake_metadata.connection_id(("127.0.0.1", 9), *DESTINATION)
         users._socket.send(fake_metadata.diagnosis_request(77, *others, 0))
         assert users.user_of(*service) == OWN_NAME
     users.close()
