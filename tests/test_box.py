@@ -1966,7 +1966,8 @@ def test_rotation_under_load(installed):
     text = installed.ok("cd /mnt/logs/fake-metadata && zcat -f server.log*")
     assert report["failures"] == [] and len(report["answered"]) > 100
     check_lines(text)
-    assert sorted(re.findall(r'"(load-\d+-\d+)" v1 user=root$', text, re.M)) == sorted(report["answered"])
+    logged = re.findall(r'"(load-\d+-\d+)" v1 user=root$', text, re.M)
+    assert sorted(logged) == sorted(report["answered"])
     assert installed.ok("ls /mnt/logs/fake-metadata | wc -l") == "6\n"
 
 
