@@ -369,8 +369,7 @@ class Box:
         The code is 124 or 137 if it took too long. Processes that the command leaves in the
         background keep running.
         """
-        variables = dict({"PATH": PATH, "HOME": "/root", "TERM": "dumb", "LANG": "C.UTF-8"},
-                         **(env or {}))
+        variables = dict(self.environment(), **(env or {}))
         inside = ["timeout", "--kill-after=5", str(timeout),
                   "sh", "-c", "cd %s\n%s" % (cwd, command)]
         stdin = stdin.encode() if isinstance(stdin, str) else stdin
@@ -379,7 +378,7 @@ class Box:
             input_.write(stdin)
             input_.seek(0)
             # Files, not pipes: a daemon that keeps the pipe open would keep us waiting.
-            code = subprocess.call(self._enter() + inside, stdin=input_, stdout=out, stderr=err,
+            code = subprocess.call(self.entered() + inside, stdin=input_, stdout=out, stderr=err,
                                    env=variables)
             texts = []
             for file in (out, err):
@@ -387,7 +386,13 @@ class Box:
                 texts.append(file.read().decode("utf-8", "replace"))
         return Result(code, *texts)
 
-    def _enter(self):
+    @staticmethod
+    def environment():
+        """Return the environment of a command in the box, where nothing else is said."""
+        return {"PATH": PATH, "HOME": "/root", "TERM": "dumb", "LANG": "C.UTF-8"}
+
+    def entered(self):
+        """Return what stands in front of a command that is to run in the box."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--uts", "--ipc",
                 "--cgroup", "--root", "--wd"]
 

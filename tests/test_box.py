@@ -5,13 +5,12 @@ that leave the service as they found it share one (`shared`). They need root and
 """
 import contextlib
 import json
-import os
 import re
 import subprocess
 
 import pytest
 
-from box import HOME, KINDS, Box, Neighbour, difference, root_fs, why_not
+from box import KINDS, Box, Neighbour, difference, root_fs, why_not
 from service import ROOT, check_lines, wait_for
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
@@ -898,50 +897,8 @@ def test_apt_install(box):
             if not re.search("/var/(cache|lib)/apt| /tmp/", line)] == []
 
 
-def readme_commands(title):
-    """Return the commands of a section of the README, one line each, as root types them."""
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        section = re.search(r"^#+ %s\n(.*?)^##" % title, file.read(), re.M | re.S).group(1)
-    return re.sub(r"\bsudo ", "", "\n".join(re.findall("^    (.*)", section, re.M))).splitlines()
-
-
-def test_readme_about_the_box(box):
-    """What the README says of the box works as it stands, in its order."""
-    scp, ssh, actions, _, *others = readme_commands("The box")
-    assert scp == "scp -r fake-metadata box:"  # as boxes are given the product here
-    box.ok(ssh[len("ssh box "):])
-    for action in re.search(r"[\w-]+(\|[\w-]+)+", actions).group().split("|"):
-        box.ok(SERVICE + action)
-    box.ok(SERVICE + "start")
-    for command in others:
-        box.ok(command)
-    assert box.run("test -e /apps").code == 1
-
-
-def test_readme_about_now(box):
-    """What the README says of now, and until the next boot, works as it stands, in its order."""
-    box.ok(INSTALL)
-    before = credentials(box)
-    for command in readme_commands("Now, and until the next boot"):
-        box.ok(command, env={"SECRET": "a-secret"})
-        if " set events" in command:
-            assert "terminate" in fact(box, SPOT)
-    assert credentials(box) != before
-    box.ok(GET + "-H 'Authorization: a-secret' http://127.0.0.1:8000/creds")
-    assert box.run(GET + "http://127.0.0.1:8000/creds").code != 0
-
-
-def test_readme_about_packages(box):
-    """What the README says of packages and clones works as it stands, in its order."""
-    first = None
-    for command in readme_commands("Many boxes, images, containers"):
-        box.ok(command, cwd=HOME + "/fake-metadata", timeout=120)
-        first = first or (serves(box) and fact(box, "instance-id"))
-    assert first and fact(box, "instance-id") != first
-
-
-def test_readme_about_who_asks(ready):
-    """What the README says of who asks works as it stands, with several users and roles."""
+def test_who_asks(ready):
+    """The report tells users, roles and versions apart, to root and to members of adm."""
     box = ready
     box.write(CONFIG, "[role Deployment]\nusers = daemon\n[instance web]\nfrom = 127.0.0.2\n")
     said = box.ok(SERVICE + "reload && " + SERVICE + "check && " + SERVICE + "show")
@@ -959,7 +916,7 @@ def test_readme_about_who_asks(ready):
         assert json.loads(box.ok(ask + role))["AccessKeyId"] == box.read("/tmp/" + user).strip()
 
     box.ok(ROTATE + " && " + ROTATE)  # the one before is compressed now
-    table, document = [box.ok(command) for command in readme_commands("Who is asking")]
+    table, document = [box.ok(SERVICE + verb) for verb in ("who", "who --json")]
 
     assert re.search("^v1 +1 .* user daemon +curl", table, re.M)
     assert re.search("^v2 +1 .* user nobody +[Bb]oto", table, re.M)
@@ -971,16 +928,6 @@ def test_readme_about_who_asks(ready):
     assert box.run(SERVICE + "who --all").code == 2
     box.ok("rm %s*" % LOG)
     assert "the log is empty" in box.ok(SERVICE + "who")
-
-
-def test_readme_about_signatures(box):
-    """What the README says of signatures works as it stands, also after a restart."""
-    box.ok(INSTALL)
-    for _ in range(2):
-        for command in readme_commands("Signatures"):
-            box.ok(command)
-        box.ok("rm document signature certificate.pem key.pem")
-        box.ok(SERVICE + "restart")
 
 
 def test_session_tokens_of_a_box(installed):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies
 
 import fake_metadata
-from service import PROGRAM, ROOT, free_port, readme, wait_for
+from service import PROGRAM, free_port, wait_for
 
 META = "/latest/meta-data/"
 USER_DATA = "/latest/user-data"
@@ -310,31 +310,6 @@ def test_command_line(service):
 
     assert (code, error) == (0, "")
     assert re.match(r"# The instance of %s/, captured at \S+Z by fake-metadata" % service.url, said)
-
-
-# Stand in for an instance: the folder of INSTANCE, and the metadata service at URL.
-SCP = '#!/bin/sh\ncp "$1" "$INSTANCE/"\n'
-SSH = """#!/bin/sh
-shift
-cd "$INSTANCE" && exec sh -c "$(echo "$*" | sed "s#http://169.254.169.254/#$URL#")"
-"""
-
-
-def test_line_of_the_readme(service, tmp_path):
-    """The line of the README writes the configuration of the instance, from the one file."""
-    (line,) = re.findall("^    (scp fake_metadata.py instance: .*)", readme(), re.MULTILINE)
-    (tmp_path / "instance").mkdir()
-    for name, script in (("scp", SCP), ("ssh", SSH)):
-        (tmp_path / name).write_text(script)
-        (tmp_path / name).chmod(0o755)
-    environ = {"PATH": "%s:%s" % (tmp_path, os.environ["PATH"]), "URL": service.url + "/",
-               "INSTANCE": str(tmp_path / "instance")}
-
-    line = line.replace("mine.conf", str(tmp_path / "mine.conf"))
-    subprocess.run(["sh", "-c", line], cwd=ROOT, env=environ, check=True, timeout=60)
-
-    text = (tmp_path / "mine.conf").read_text()
-    assert without_times(text) == without_times(captured(service.url)[0])
 
 
 @pytest.mark.parametrize("arguments", [

@@ -10,7 +10,6 @@ import functools
 import glob
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import threading
 
 import pytest
 
-from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, readme, wait_for
+from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
 GO_LIBRARIES = "/usr/share/gocode"
@@ -32,7 +31,6 @@ REQUIRED = "[metadata-options]\nhttp-tokens = required\n"
 CONTAINER = "[container]\nauthorization-token = Basic c2VjcmV0\n"
 SHORT_LIVED = "[credentials]\nlifetime = 4s\n"
 PATIENCE = 60  # seconds for a client to end
-PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", readme(), re.MULTILINE | re.DOTALL)
 
 
 class Machine:
@@ -866,67 +864,3 @@ def test_region_outside_stays(tmp_path):
         python_with("boto3"), FOLDER + "/boto3_client.py", AWS_REGION="us-west-2")
 
     assert found["Region"] == "us-west-2"
-
-
-# What the README shows.
-
-def test_first_commands_of_the_readme(tmp_path):
-    """After the first two commands of the README a client finds keys of the service."""
-    need(not namespace_trouble(), namespace_trouble())
-    serve, export = re.findall("^    (.*)$", readme(), re.M)[:2]
-    script = """PATH=$PATH:/usr/sbin:/sbin ip link set dev lo up  # not 169.254.169.254
-    %s &
-    until curl -s -o "$HOME/answer" http://127.0.0.1:8000/; do sleep 0.1; done
-    %s
-    %s configure list
-    kill $!""" % (serve, export, aws_cli("1"))
-    kept = {name: value for name, value in os.environ.items()
-            if not name.startswith("AWS_") and not name.lower().endswith("_proxy")}
-
-    listed = subprocess.run(
-        NAMESPACE[:-2] + ["sh", "-c", script], stdout=subprocess.PIPE, universal_newlines=True,
-        cwd=os.path.dirname(PROGRAM), env=dict(kept, HOME=str(tmp_path)), timeout=PATIENCE)
-
-    assert re.search("secret_key.*iam-role", listed.stdout), listed.stdout
-
-
-def test_readme_about_one_command(tmp_path):
-    """The first COMMAND of the README lists keys that came from the service."""
-    wrapped = Wrapped(tmp_path)
-
-    listed = wrapped.run(aws_cli("1"), "configure", "list")
-
-    assert re.search("secret_key.*iam-role", listed)
-
-
-def test_readme_about_tests(tmp_path):
-    """The test of the README passes beside a copy of the program, whatever hides us outside."""
-    test, = [block for block in PYTHON_BLOCKS if "def test_" in block]
-    shutil.copy(PROGRAM, str(tmp_path))
-    (tmp_path / "test_it.py").write_text(test)
-    wrapped = Wrapped(tmp_path)  # for its files
-
-    done = subprocess.run(
-        [python_with("boto3, pytest"), "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        stdout=subprocess.PIPE, cwd=str(tmp_path), universal_newlines=True, timeout=PATIENCE,
-        env=dict(os.environ, HOME=wrapped.home, **HIDDEN_BY))
-
-    assert "%d passed" % test.count("def test_") in done.stdout, done.stdout
-
-
-def test_readme_about_rotation(tmp_path):
-    """The program of the README shows one key after the other."""
-    program, = [block for block in PYTHON_BLOCKS if block.startswith("# rotation.py")]
-    (tmp_path / "rotation.py").write_text(program)
-    command = re.search(r"^    (python3 fake_metadata.*\n.*rotation\.py')$", readme(), re.M)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python3").symlink_to(python_with("boto3"))
-    (tmp_path / "fake_metadata.py").symlink_to(PROGRAM)
-
-    done = subprocess.run(
-        ["sh", "-c", command.group(1)], stdout=subprocess.PIPE, cwd=str(tmp_path), check=True,
-        universal_newlines=True, timeout=PATIENCE,
-        env=dict(os.environ, PATH="%s:%s" % (tmp_path / "bin", os.environ["PATH"])))
-
-    keys = done.stdout.split()
-    assert len(keys) == 6 and len(set(keys)) >= 2

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from service import PROGRAM, readme, wait_for
+from service import PROGRAM, wait_for
 
 ROLE = "latest/meta-data/iam/security-credentials/BaseIAMRole"
 GET = ("%s -c 'import sys, urllib.request; print(urllib.request.build_opener("
@@ -446,15 +446,3 @@ def test_module_is_found_beside_the_tests(tmp_path):
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
 
     assert "1 passed" in done.stdout
-
-
-def test_readme_about_settings():
-    """The README's command with --set prints the region that it sets."""
-    command = re.search("^    python3 (fake_metadata.py --set instance.*)$", readme(), re.M)
-    environ = {name: value for name, value in os.environ.items() if "REGION" not in name}
-
-    done = subprocess.run(
-        ["sh", "-c", '"$0" ' + command.group(1), sys.executable], stdout=subprocess.PIPE,
-        universal_newlines=True, cwd=os.path.dirname(PROGRAM), env=environ)
-
-    assert (done.returncode, done.stdout) == (0, "eu-central-1\n")

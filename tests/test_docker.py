@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from box import HOME, Box, Neighbour, layer, why_not
+from readme import Shell, sections_at
 from service import readme, wait_for
 from test_box import (
     AS_NOBODY,
@@ -20,7 +21,6 @@ from test_box import (
     PURGE,
     ROUND_TRIP,
     SERVICE,
-    readme_commands,
 )
 from test_network import DEFAULTS, STATUS, set_defaults
 
@@ -28,7 +28,12 @@ pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or ""),
               pytest.mark.xdist_group("docker")]
 
 PACKAGES = ["docker.io", "containerd", "runc", "tini", "libdevmapper1.02.1",
-            "slirp4netns", "libslirp0", "libglib2.0-0", "passt"]
+            "slirp4netns", "libslirp0", "libglib2.0-0", "passt",
+            "docker-compose"] + ["python3-" + module for module in (
+                "attr", "cached-property", "certifi", "chardet", "charset-normalizer", "distro",
+                "distutils", "docker", "dockerpty", "docopt", "dotenv", "idna", "jsonschema",
+                "lib2to3", "pkg-resources", "pyrsistent", "requests", "six", "texttable",
+                "urllib3", "websocket", "yaml")]
 # The disk of a box is layers already, on which Docker can put none: vfs copies.
 START = ("start-stop-daemon --start --background --no-close --exec /usr/sbin/dockerd -- "
          "--pidfile /run/docker.pid --storage-driver vfs >>/var/log/docker.log 2>&1 </dev/null")
@@ -225,30 +230,70 @@ def test_rootless(docker, network):
         docker.ok(AS_NOBODY + "sh /tmp/rootless")
 
 
-def test_readme_about_containers(docker):
-    """What the README says of containers works as it stands, in its order."""
-    docker.write("/root/application.py", BOTO3)
-    docker.ok("rm -f " + DEFAULTS)
-    commands = "\n".join(readme_commands("Containers and VMs"))
-    for command in commands.replace("\\\n", "").splitlines():
-        if command.startswith("docker run"):
-            command = command.replace("docker run ", RUN + "-v /root:/root:ro --workdir /root ")
-        if command.startswith("python3"):
-            command = "(%s >/dev/null 2>&1 </dev/null & echo $! >/root/pid)" % command
-        cwd = HOME + "/fake-metadata" if "fake_metadata.py" in command else HOME
-        docker.ok(command, cwd=cwd)
-        if "pid" in command:
-            docker.ok("until ss -Hltn | grep -q 172.17.0.1:8000; do sleep 0.1; done", timeout=30)
-    docker.ok("kill $(cat /root/pid)")
+# What Docker of this box needs beside what the README says: the images have no /usr of their own.
+README_HEAD = """
+cd %s
+sudo() { env "$@"; }
+docker() {
+    verb=$1
+    shift
+    case $verb in
+        run) command docker run -v /usr:/usr:ro "$@" ;;
+        compose) docker-compose "$@" ;;
+        *) command docker "$verb" "$@" ;;
+    esac
+}
+"""
+OVERRIDE = """\
+services:
+  imds: {volumes: ["/usr:/usr:ro"]}
+  app: {volumes: ["/usr:/usr:ro"]}
+"""
+
+
+IN_YOUR_OWN = "In your own container"
+
+
+@pytest.mark.parametrize("section", [s for s in sections_at("docker") if s != IN_YOUR_OWN])
+def test_section_of_the_readme(docker, section):
+    """What the README says of containers of a box works as it stands, in its order."""
+    with readme_shell(docker, HOME) as shell:
+        shell.run_section("docker", section)
+
     assert is_served(docker)
 
 
-def test_readme_about_addresses(docker):
-    """The addresses of the README are there, also for containers, and its variables right."""
-    for command in readme_commands("IPv6, ECS and EKS"):
-        docker.ok(command)
-    section = readme().partition("### IPv6, ECS and EKS")[2].partition("\n## ")[0]
-    mode, relative, full, _ = re.findall("`(AWS_[^`]+)`", section)
+def test_section_of_ones_own_container(docker):
+    """What the README says of a service for containers alone works where the box has none."""
+    docker.ok("sh fake-metadata/uninstall.sh")
+    folder = HOME + "/fake-metadata"
+    docker.write(folder + "/application.py", BOTO3)
+    docker.write(folder + "/compose.override.yaml", OVERRIDE)
+    docker.ok("docker tag my-image python:3-slim")
+
+    with readme_shell(docker, folder) as shell:
+        printed = shell.run_section("docker", IN_YOUR_OWN)
+        shell.run_example("docker compose down")
+
+    keys = re.findall(r"\b(ASIA[A-Z0-9]{16})\b", printed)
+    of_services = re.findall(r"new credentials for BaseIAMRole: \.\.\.(\w{4})", printed)
+    assert [key[-4:] for key in keys[:2]] == of_services and len(keys) == 3, printed
+    docker.ok("rm {0}/application.py {0}/compose* && sh {0}/install.sh".format(folder))
+    assert is_served(docker)
+
+
+def readme_shell(box, folder):
+    return Shell(box.entered(), env=box.environment(), head=README_HEAD % folder)
+
+
+def test_addresses_of_the_readme(docker):
+    """The variables that the README names for other addresses are right, also in containers."""
+    variables = re.findall("`(AWS_[A-Z0-9_]+=[^`]+)`",
+                           readme().partition("### IPv6, ECS and EKS")[2].partition("\n## ")[0])
+    mode, relative, full, _ = variables
+    docker.write(DEFAULTS, "ADDRESSES='169.254.169.254 fd00:ec2::254 169.254.170.2 "
+                 "169.254.170.23'\nCONTAINERS='docker0 br-+'\n")
+    docker.ok(SERVICE + "reload")
     docker.ok("docker network create --ipv6 --subnet fd00:cafe::/64 six && " + RUN +
               "--detach --name six --network six --stop-signal KILL my-image sleep infinity")
     ask = GET + "--globoff 'http://[fd00:ec2::254]/'"

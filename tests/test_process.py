@@ -16,7 +16,7 @@ import pytest
 
 import fake_metadata
 from service import (CREDENTIALS, PROGRAM, ROOT, TTL_HEADER, Service, free_port, open_connections,
-                     readme, text_of, wait_for, with_limits)
+                     text_of, wait_for, with_limits)
 from wire import Wire, get
 
 INSTANCE_ID = "/latest/meta-data/instance-id"
@@ -891,50 +891,6 @@ def test_dump_without_stdout(tmp_path):
 def test_supervisor_that_is_not_there(address):
     """A supervisor that cannot be told stops nobody."""
     assert fake_metadata.notify("READY=1", {"NOTIFY_SOCKET": address}) is None
-
-
-# The README.
-
-def ini_blocks():
-    """Return the configuration examples of the README."""
-    return re.findall(r"^```ini\n(.*?)^```", readme(), re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("block", ini_blocks())
-def test_example_of_the_readme(check, tmp_path, block):
-    """Every configuration example of the README is a good configuration."""
-    key = fake_metadata.make_rsa_key(1024)
-    for name, text in (
-            ("/etc/fake-metadata.key", key.in_pem()),
-            ("/etc/fake-metadata.pem",
-             fake_metadata.pem("CERTIFICATE", fake_metadata.make_certificate(key)))):
-        (tmp_path / os.path.basename(name)).write_text(text)
-        block = block.replace(name, str(tmp_path / os.path.basename(name)))
-
-    with open(os.path.join(ROOT, "init.d", "fake-metadata.conf"), encoding="utf-8") as file:
-        shipped = file.read()
-    for text in (block, shipped + block):
-        code, said = check(text)
-        assert code == 0, said
-
-
-def test_every_section_has_an_example():
-    """The README has an example of every section."""
-    given = {section.split()[0] for block in ini_blocks()
-             for section in re.findall(r"^\[([^]]+)\]", block, re.MULTILINE)}
-
-    assert given == {name.split()[0] for name in fake_metadata.SETTINGS}
-
-
-def test_every_key_is_in_the_readme():
-    """The README names every key of the configuration and every option of the command line."""
-    text = readme()
-    keys = [key for keys in fake_metadata.SETTINGS.values() for key in keys if key != "*"]
-    options = re.findall(r"--[a-z-]+", fake_metadata.make_parser().format_help())
-
-    assert keys and options
-    assert [name for name in keys + options
-            if not re.search(r"(?<![\w-])%s(?![\w-])" % name, text)] == []
 
 
 def test_stop_is_bounded_after_a_late_delay(serve):
