@@ -1,54 +1,48 @@
 #!/bin/sh
-# Install fake-metadata: from then on every AWS SDK on this box finds an instance metadata service
-# at http://169.254.169.254/.
+# Install fake-metadata: AWS SDKs on this box then find an instance metadata
+# service at http://169.254.169.254/. Run it again to upgrade or to repair;
+# what you have edited below /etc is kept.
 #
 # usage: sudo sh install.sh [OPTIONS]
-#   --check        change nothing; say what is not as it should be and what to do about it
-#   --dry-run      print every change, make none
+#   --check        change nothing; print problems, each with its remedy
+#   --dry-run      change nothing; print what would be changed
 #   --no-start     install, but do not start the service
 #   --supervise    run under daemontools or runit (/service or /etc/service)
-#   --force        install even where there is a metadata service already, which is hidden then
-#   --deb [FILE]   only make the Debian package, for other boxes and images; needs no root
-#   --help         print this
+#   --force        install even if it hides this machine's own metadata service
+#   --deb [FILE]   only build the package, for other boxes; needs no root
+#   --help         print this help
 #
-# environment:
-#   APP_DIR   folder of the program                  /apps/fake-metadata
-#   LOG_DIR   folder of server.log                   /mnt/logs/fake-metadata
-#   PORT      port of the service on 127.0.0.1       8000
-#   ADDRESSES   where clients find it: 169.254.169.254, and also fd00:ec2::254 (IPv6),
-#               169.254.170.2 (ECS), 169.254.170.23, fd00:ec2::23 (EKS Pod Identity)
-#   CONTAINERS  interfaces behind which containers and VMs may ask, such as docker0 br-+
+# Environment, with defaults:
+#   APP_DIR=/apps/fake-metadata       folder of the program
+#   LOG_DIR=/mnt/logs/fake-metadata   folder of server.log
+#   PORT=8000                         port of the service on 127.0.0.1
+#   ADDRESSES=169.254.169.254         also: fd00:ec2::254, 169.254.170.2 (ECS),
+#                                     169.254.170.23, fd00:ec2::23 (EKS)
+#   CONTAINERS=                       interfaces of containers: docker0 br-+
 #
-# examples:
-#   scp -r fake-metadata box: && ssh box sudo sh fake-metadata/install.sh
-#   sudo PORT=8001 sh install.sh
-#   sudo CONTAINERS="docker0 br-+" sh install.sh
-#   sh install.sh --deb && sudo apt install ./fake-metadata_*_all.deb
-#   sudo sh uninstall.sh
-#
-# Run again it upgrades or repairs; what you edited below /etc stays. Exit codes: 0 done, 1 not done
-# (the last line says why), 2 usage.
+# Example: sudo PORT=8001 CONTAINERS="docker0 br-+" sh install.sh
+# Exit status: 0 done, 1 failed (the last line says why), 2 usage.
 set -eu
 
-# It makes a Debian package of this folder and installs that. In the package it is preinst (checks
-# that dpkg does not do, and what an install.sh before 1.2 left) and postinst (user, log folder,
-# registration, start), and knows by DPKG_MAINTSCRIPT_NAME which. Beside the installed program it is
-# for --check.
+# This script builds a Debian package from its folder and installs that. In the package it serves as
+# preinst (what dpkg does not check, and what an install.sh before 1.2 has left) and as postinst
+# (user, log folder, registration, start); DPKG_MAINTSCRIPT_NAME says which. Its copy next to the
+# installed program serves for --check.
 
 NAME=fake-metadata
 CONFIG=/etc/$NAME.conf
 DEFAULTS=/etc/default/$NAME
 INIT=/etc/init.d/$NAME
-MADE=/var/lib/misc/$NAME.made # what a purge has to take away beside the package: KIND NAME
-LINK=/usr/lib/$NAME # to APP_DIR: what is below /etc finds the rest by it
-FORMER=/var/lib/$NAME/installed # what an install.sh before 1.2 did, as lines of KEY VALUE
+MADE=/var/lib/misc/$NAME.made # what a purge has to remove besides the package: KIND NAME
+LINK=/usr/lib/$NAME # to APP_DIR, for the files below /etc
+FORMER=/var/lib/$NAME/installed # what an install.sh before 1.2 has done, as lines of KEY VALUE
 ACTION=install
 DRY_RUN='' ASKED_SUPERVISE='' DEB='' FRESH=''
 SOURCE_DIR='' # stays empty in a package
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# Not by echo, which in dash makes control characters of backslashes.
+# printf, because echo turns backslashes into control characters in dash.
 say() {
     printf '%s\n' "$*"
 }
@@ -58,7 +52,7 @@ die() {
     exit 1
 }
 
-# Show what comes from a log or a program without control characters, and not all of a flood.
+# Make the output of a log or a program safe to show: no control characters, lines not too long.
 visible() {
     LC_ALL=C tr -c '[:print:]\n' '?' | cut -c -300
 }
@@ -67,8 +61,8 @@ is_root() {
     [ "$(id -u)" -eq 0 ]
 }
 
-# What root can do is not always what the service can do. (Through sh: setpriv itself looks for the
-# command with root's rights.)
+# Run a command as the service's user, who cannot do all that root can. (Through sh, because setpriv
+# looks up the command while it is still root.)
 as_service() {
     user=nobody group=nogroup
     ! has_user || ! has_group || user=$NAME group=$NAME
@@ -86,24 +80,24 @@ has_group() {
     getent group "$NAME" >/dev/null
 }
 
-# Print what dpkg knows of the package: installed, config-files, half-installed ...; or nothing.
+# Print the package's state in dpkg: installed, config-files, half-installed ...; or nothing.
 package_status() {
     dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null |
         sed 's/^not-installed$//'
 }
 
-# Tell whether an install.sh before 1.2 was here. A record that is not root's is none: the folder
-# is the service's by now.
+# Tell whether an install.sh before 1.2 was here. Its record must be root's, because the folder is
+# the service's by now.
 is_former() {
     [ "$(stat -c %u "$FORMER" 2>/dev/null)" = 0 ]
 }
 
-# ---- settings: of the environment, for an installation; else of what is installed, else the usual
+# ---- settings: from the environment when installing, else those installed, else the defaults
 
 SETTINGS="LOG_DIR PORT PYTHON SUPERVISE ADDRESSES CONTAINERS"
 POSSIBLE_ADDRESSES=169.254.169.254,fd00:ec2::254,169.254.170.2,169.254.170.23,fd00:ec2::23
 
-# In a package they stand here:
+# In a package the settings follow here:
 # SETTINGS
 
 load_settings() {
@@ -125,13 +119,13 @@ load_settings() {
     esac
 }
 
-# A list without blanks needs no quotes, in whatever file.
+# Join lists with commas: without blanks they need no quotes in any file.
 join_settings() {
     ADDRESSES=$(words "$ADDRESSES")
     CONTAINERS=$(words "$CONTAINERS")
 }
 
-# Print words, which blanks or commas separate, with one comma between.
+# Print words that are separated by blanks or commas, separated by one comma each.
 words() {
     echo "$1" | tr -s ', \t\n' , | sed 's/^,//; s/,$//'
 }
@@ -156,7 +150,7 @@ installed_setting() {
     elif is_former; then
         former "$1"
     else
-        # From dpkg's copy of postinst, which is there when APP_DIR is not.
+        # From dpkg's copy of postinst, which exists even without APP_DIR.
         postinst=$(dpkg-query --control-path "$NAME" postinst 2>/dev/null || true)
         sed -n "s/^$1=//p" "$postinst" 2>/dev/null | head -n 1
     fi
@@ -167,7 +161,8 @@ former() {
     sed -n "s|^$1 ||p" "$FORMER" | tail -n 1
 }
 
-# Print the first Python that the service can run: not one in a home of root's. One word, please.
+# Print the first Python that the service can run, so none in root's home, and none with a path that
+# would need quotes.
 find_python() {
     { echo /usr/bin/python3; echo "$PATH" | tr : '\n' | sed 's|$|/python3|'; } |
         while IFS= read -r python; do
@@ -183,7 +178,7 @@ python_is_good() {
         </dev/null >/dev/null 2>&1
 }
 
-# ---- checks before the first change; each says what is wrong and what to do
+# ---- checks before the first change; each failure says what is wrong and what to do
 
 check_box() {
     check_settings
@@ -205,30 +200,35 @@ check_settings() {
     for folder in "$APP_DIR" "$LOG_DIR" "${SUPERVISE:-/}"; do
         case $folder in
             *[!A-Za-z0-9._/-]* | *//* | */../* | */..)
-                die "$folder: use letters, digits and . _ - / for folders" ;;
+                die "folder $folder: use only letters, digits and . _ - /" ;;
             /*) ;;
-            *) die "$folder: give folders as absolute paths" ;;
+            *) die "folder $folder: use an absolute path, such as /opt/$NAME" ;;
         esac
     done
     case $LOG_DIR/ in
         "$APP_DIR"/*)
-            die "LOG_DIR=$LOG_DIR is in APP_DIR, which goes with the package: choose another" ;;
+            die "LOG_DIR=$LOG_DIR is inside APP_DIR, which is removed with the package;" \
+                "use another, such as /var/log/$NAME" ;;
     esac
     case $PORT in
-        "" | *[!0-9]* | 0* | ??????*) die "PORT=$PORT: use a number from 1 to 65535" ;;
+        "" | *[!0-9]* | 0* | ??????*) bad_port ;;
     esac
-    [ "$PORT" -le 65535 ] || die "PORT=$PORT: use a number from 1 to 65535"
+    [ "$PORT" -le 65535 ] || bad_port
     is_in "$ADDRESSES" 169.254.169.254 ||
-        die "ADDRESSES=$ADDRESSES: 169.254.169.254 must be among them"
+        die "ADDRESSES=$ADDRESSES: 169.254.169.254 must be one of them"
     each "$ADDRESSES" | while read -r address; do
         is_in "$POSSIBLE_ADDRESSES" "$address" ||
-            die "ADDRESSES: $address is none of $POSSIBLE_ADDRESSES"
+            die "ADDRESSES: $address is not one of $POSSIBLE_ADDRESSES"
     done
     each "$CONTAINERS" | while read -r interface; do
         is_interface "$interface" ||
-            die "CONTAINERS: $interface is no interface behind which only containers are;" \
-                "give names, such as docker0 br-+"
+            die "CONTAINERS: $interface does not name interfaces of containers;" \
+                "use names such as docker0 br-+"
     done
+}
+
+bad_port() {
+    die "PORT=$PORT: use a number from 1 to 65535, such as PORT=8000"
 }
 
 each() {
@@ -239,22 +239,22 @@ is_in() {
     each "$1" | grep -qxF "$2"
 }
 
-# The name of an interface, or of all that begin so: but not of all there are.
+# Tell whether a word names an interface, or with a final + all that begin so, but not simply all.
 is_interface() {
     case $1 in
         lo | + | -* | ????????????????* | *[!A-Za-z0-9._+-]* | *+?*) return 1 ;;
     esac
 }
 
-# What cannot change while it is installed.
+# Refuse to change what cannot change while the package is installed.
 check_same_settings() {
     [ -n "$(installed_setting APP_DIR)" ] || return 0
     for name in APP_DIR LOG_DIR SUPERVISE; do
         eval "value=\$$name"
         before=$(setting "$name")
         [ "$before" = "$value" ] ||
-            die "it is installed with $name=${before:-(none)}, not ${value:-none}:" \
-                "run uninstall.sh first (the configuration stays)"
+            die "$NAME is installed with $name=${before:-(none)}, not ${value:-(none)};" \
+                "to change that, run uninstall.sh first (it keeps the configuration)"
     done
 }
 
@@ -265,7 +265,8 @@ check_commands() {
 }
 
 need_dpkg() {
-    command -v dpkg-deb >/dev/null || die "this needs Debian, Ubuntu or Devuan (there is no dpkg)"
+    command -v dpkg-deb >/dev/null ||
+        die "dpkg-deb is missing; install.sh works on Debian, Ubuntu and Devuan only"
 }
 
 # need COMMAND PACKAGE
@@ -275,18 +276,18 @@ need() {
 
 check_python() {
     python_is_good "$PYTHON" ||
-        die "there is no Python 3.7 or later that the service, which is not root, can run:" \
+        die "there is no Python 3.7 or later that a user other than root can run:" \
             "apt-get install python3"
 }
 
-# Who can write in a folder on the way to the program is root at the next start.
+# A user who can write to a folder on the way to the program becomes root at the next start.
 check_folders() {
     folder=$(open_folders | head -n 1)
     [ -z "$folder" ] || die "$folder $(writers "$folder"):" \
         "chown root:root $folder && chmod go-w $folder, or choose another folder"
 }
 
-# Print the folders on the way in which others than root can write.
+# Print the folders on the way to which users other than root can write.
 open_folders() {
     for folder in "$APP_DIR" "$LOG_DIR" $(realpath -m "$APP_DIR" "$LOG_DIR"); do
         while [ "${#folder}" -gt 1 ]; do
@@ -298,10 +299,10 @@ open_folders() {
 }
 
 writers() {
-    stat --dereference --format "belongs to %U:%G with mode %a, but only root may write there" "$1"
+    stat --dereference --format "belongs to %U:%G, mode %a, but must be writable by root only" "$1"
 }
 
-# dpkg would keep a file that somebody else put at one of our places, and delete it at the purge.
+# dpkg would keep a file of somebody else at one of our paths, and delete it at the purge.
 check_foreign() {
     [ -n "$FRESH" ] || return 0
     if is_former; then
@@ -309,9 +310,10 @@ check_foreign() {
         return
     fi
     [ "$SOURCE_DIR" != "$APP_DIR" ] ||
-        die "run me from another folder than $APP_DIR, where the package has its own"
+        die "$APP_DIR is where the package goes: run install.sh in another folder," \
+            "or choose another APP_DIR"
     [ -z "$(ls -A "$APP_DIR" 2>/dev/null)" ] ||
-        die "$APP_DIR has files that are not of this program:" \
+        die "$APP_DIR has files that do not belong to $NAME:" \
             "move them away, or choose another APP_DIR"
     # shellcheck disable=SC2046 # paths without blanks
     refuse_foreign $(paths) "$LINK" "$LOG_DIR/server.log"
@@ -320,7 +322,7 @@ check_foreign() {
 refuse_foreign() {
     for path in "$@"; do
         ! is_there "$path" ||
-            die "$path is not of this program: move it away (and what uses it), then run me again"
+            die "$path exists, but does not belong to $NAME: move it away, then try again"
     done
 }
 
@@ -328,23 +330,23 @@ is_there() {
     [ -e "$1" ] || [ -L "$1" ]
 }
 
-# With the program that is about to come, and what is set until the next boot.
+# Test the configuration, and what is set until the next boot, with the new program.
 check_config() {
-    program=$(dirname "$0")/fake_metadata.py # beside preinst, too: dpkg unpacks that folder first
+    program=$(dirname "$0")/fake_metadata.py # next to preinst, too: dpkg unpacks that folder first
     set --
     for file in "/run/$NAME/box.conf" "$CONFIG" "/run/$NAME/set.conf"; do
         [ ! -r "$file" ] || set -- "$@" --config "$file"
     done
     complaint=$("$PYTHON" -I "$program" "$@" --test-config 2>&1) ||
-        die "${complaint#"$NAME: "}: correct that first"
+        die "${complaint#"$NAME: "}; correct the configuration, then try again"
 }
 
-# Tell whether a start is due now: not in a chroot or an image that is being built.
+# Tell whether to start the service now: not in a chroot or an image that is being built.
 starts_now() {
     [ -z "${FAKE_METADATA_NO_START-}" ] && ! in_chroot && init_runs && policy_allows
 }
 
-# Not by ischroot, which takes every mount namespace of its own for a chroot.
+# Not ischroot, which takes every separate mount namespace for a chroot.
 in_chroot() {
     here=$(stat -c %d:%i /)
     [ "$(stat -Lc %d:%i /proc/1/root/ 2>/dev/null || echo "$here")" != "$here" ]
@@ -368,25 +370,25 @@ policy_allows() {
     [ "$code" -ne 101 ]
 }
 
-# What is hidden then may be where this machine has its name, its keys and its DNS from.
+# Refuse to hide a metadata service from which this machine may have its name, its keys, its DNS.
 check_own_service() {
     [ -z "${FAKE_METADATA_FORCE-}" ] || return 0
     reason=$(own_service)
     if [ -z "$reason" ] && [ -z "$DRY_RUN" ] && is_answered; then
-        reason="something answers at 169.254.169.254 already"
+        reason="something already answers at 169.254.169.254"
     fi
     [ -z "$reason" ] ||
-        die "$reason;" \
-            "--force (with dpkg or apt: FAKE_METADATA_FORCE=yes) hides that behind the fake one"
+        die "$reason; to hide it behind $NAME:" \
+            "sudo sh install.sh --force (with apt or dpkg: FAKE_METADATA_FORCE=yes)"
 }
 
-# Print why there must be a metadata service already, if so, without asking for it.
+# Print why this machine must have a metadata service of its own, if so, without a request to it.
 own_service() {
     cloud=$(own_cloud)
     nameserver=$(grep -lsE "^[[:space:]]*nameserver[[:space:]]+169\.254\.169\.254([[:space:]]|\$)" \
         /etc/resolv.conf /run/systemd/resolve/resolv.conf | head -n 1)
     if [ -n "$cloud" ]; then
-        say "this is a machine of $cloud, with a metadata service of its own"
+        say "this machine runs on $cloud, which has a metadata service of its own"
     elif [ -n "$nameserver" ]; then
         say "169.254.169.254 is a nameserver of this machine, as on Google Cloud (in $nameserver)"
     fi
@@ -403,9 +405,9 @@ own_cloud() {
     done
 }
 
-# Print CLOUD|FILES|PATTERN for the clouds whose service is at 169.254.169.254, told as by
-# ds-identify of cloud-init. (The vendor of Azure is that of every guest of Hyper-V. Scaleway,
-# Alibaba and Tencent have theirs at other addresses.)
+# Print CLOUD|FILES|PATTERN for the clouds with a service at 169.254.169.254. ds-identify of
+# cloud-init recognizes them by the same. (The vendor of Azure is that of every guest of Hyper-V.
+# Scaleway, Alibaba and Tencent have their services at other addresses.)
 clouds() {
     cat <<'LIST'
 EC2|class/dmi/id/*vendor|Amazon EC2*
@@ -436,8 +438,8 @@ ZStack|class/dmi/id/chassis_asset_tag|*.zstack.io
 LIST
 }
 
-# Tell whether a connection to port 80 of the address is accepted; nothing is sent. With the address
-# of ours on lo that could only be this service.
+# Tell whether a connection to port 80 of the address is accepted; nothing is sent. Once our address
+# is on lo, only this service could accept it.
 is_answered() {
     ! alias_is_set || { [ -n "$FRESH" ] && ! is_former; } || return 1
     connects
@@ -448,23 +450,23 @@ connects() {
         -c "import socket; socket.create_connection(('169.254.169.254', 80), timeout=2)"
 }
 
-# Another tool for the same address, or what one left. It may go on; ours stands first.
+# Another tool for the same address may keep its rules, or what is left of them: ours come first.
 say_foreign_rules() {
-    foreign_rules | sed "s/^/a rule of another program for our address: /"
+    foreign_rules | sed "s/^/another program has a packet rule for the same address: /"
 }
 
 check_supervisor() {
     [ -z "$SUPERVISE" ] || [ -d "$SUPERVISE" ] ||
-        die "$SUPERVISE is not there: install daemontools or runit first"
+        die "$SUPERVISE does not exist: apt-get install runit-run (or daemontools-run)"
 }
 
 check_port() {
     [ -z "$(listeners)" ] || port_is_ours ||
-        die "port $PORT is taken by $(port_owner): stop that," \
-            "or choose another with PORT=$((PORT + 1))"
+        die "port $PORT is in use by $(port_owner): stop that program," \
+            "or choose another port: sudo PORT=$((PORT + 1)) sh install.sh"
 }
 
-# Print who listens where the redirect leads, each with its user, and its pid if root asks.
+# Print who listens at the target of the redirect, with user, and as root with pid.
 listeners() {
     listeners_at "127.0.0.1:$PORT"
 }
@@ -493,12 +495,12 @@ port_owner() {
     say "${owner:-another program}" | visible
 }
 
-# All that a start does to the network, done and taken back: in an unprivileged container it fails.
-# The rules come and go at once, so that none is left if this is killed.
+# Try all that a start does to the network, and undo it. In an unprivileged container that fails.
+# Each rule is added and deleted in one step, so that none is left if this script is killed.
 check_network() {
     complaint=$(try_network 2>&1) ||
-        die "this box does not let root set addresses and packet rules:" \
-            "run it where that is allowed (NET_ADMIN); it says:" \
+        die "root cannot set addresses and packet rules here" \
+            "(a container needs docker run --cap-add NET_ADMIN):" \
             "$(say "$complaint" | head -n 1 | visible)"
 }
 
@@ -552,13 +554,13 @@ addresses_are_set() {
 
 # ---- rules of others
 
-# Print the rules that name one of our addresses, wherever they stand, and are not ours.
+# Print the rules of others that name one of our addresses, in whatever table.
 foreign_rules() {
     packet_rules | cut -f 2- | grep -wF "$(each "$ADDRESSES")" | visible
 }
 
-# Print what is not ours as PACKETS, a tab, and: the command that adds a rule, or sets a policy that
-# drops; for a table of nftables that is not one of iptables, "nft TABLE CHAIN: RULE # handle N".
+# Print the rules of others as PACKETS, a tab, and the command that adds the rule or sets the policy
+# to drop; for tables of nftables that are not iptables' own, "nft TABLE CHAIN: RULE # handle N".
 packet_rules() {
     for tool in iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy; do
         "$tool-save" -c 2>/dev/null | awk -v tool="$tool" '
@@ -580,7 +582,7 @@ packet_rules() {
 
 # ---- the package
 
-# Print MODE SOURCE DESTINATION of each file that is as it is in this folder.
+# Print MODE SOURCE DESTINATION of each file that is installed unchanged.
 files() {
     cat <<LIST
 640 init.d/$NAME.conf $CONFIG
@@ -612,7 +614,7 @@ conffiles() {
 check_sources() {
     for file in $(files | cut -d' ' -f2) CHANGELOG.md; do
         [ -f "$SOURCE_DIR/$file" ] ||
-            die "$file is missing beside install.sh: copy the whole folder to this box"
+            die "$file is missing next to install.sh: copy the whole folder to this box"
     done
 }
 
@@ -631,20 +633,20 @@ build() {
     write_documents "$tree/usr/share"
     write_scripts "$tree/DEBIAN"
     write_control "$tree/DEBIAN"
-    chmod -R g-s "$tree" # of the folder for temporary files
+    chmod -R g-s "$tree" # inherited from the temporary folder
     # The same files make the same package, to the byte.
     SOURCE_DATE_EPOCH=$(stat -c %Y "$SOURCE_DIR/fake_metadata.py") \
         dpkg-deb --root-owner-group -Zxz --build "$tree" "$1" >/dev/null
 }
 
 packaged_settings() {
-    echo "# Chosen when $NAME was installed. A line in $DEFAULTS wins."
+    echo "# Chosen when $NAME was installed. A line in $DEFAULTS takes precedence."
     for name in $SETTINGS; do
         eval "echo \"$name=\$$name\""
     done
 }
 
-# Log and program may be on mounts of their own, at any folder on the way.
+# Start after the mounts of log and program: any folder on the way may be one.
 order_after_mounts() {
     units=$(mount_units "$LOG_DIR")$(mount_units "$APP_DIR")
     sed -i "s/^After=mnt\.mount .*/After=${units# }/" "$1"
@@ -663,15 +665,15 @@ write_documents() {
     gzip -9 -n <"$SOURCE_DIR/CHANGELOG.md" >"$1/doc/$NAME/changelog.gz"
     echo "$NAME: see the folder that it was built from." >"$1/doc/$NAME/copyright"
     cat >"$1/lintian/overrides/$NAME" <<'OVERRIDES'
-# Made on a box for that box: whoever is root there is to be asked.
+# Built on a box for that box, whose root is the contact.
 fake-metadata: bogus-mail-host Maintainer root@localhost
 fake-metadata: root-in-contact Maintainer root <root@localhost>
-# People know the program by this place, which APP_DIR changes.
+# People know the program by this path, which APP_DIR can change.
 fake-metadata: non-standard-toplevel-dir *
 OVERRIDES
 }
 
-# The settings go into the scripts: at a purge nothing else is there any more.
+# The settings go into the scripts, which are all that is left at a purge.
 write_scripts() {
     { echo "APP_DIR=$APP_DIR"; packaged_settings | tail -n +2; } >"$WORK/settings"
     sed "/^# SETTINGS\$/r $WORK/settings" "$SOURCE_DIR/install.sh" | tee "$1/preinst" >"$1/postinst"
@@ -693,11 +695,12 @@ Pre-Depends: $(dependencies)
 Build: $(digest)
 Description: fake EC2 instance metadata service
  Answers at http://169.254.169.254/ as on an EC2 instance, with rotating credentials, so that an
- application which takes its keys from there runs on this box as it does on EC2.
+ application that takes its keys from there runs on this box as it does on EC2.
 CONTROL
 }
 
-# Not Depends: preinst asks all three. A box that has them from elsewhere may go without packages.
+# Pre-Depends, because preinst uses all three. Not required as packages where this box has them from
+# elsewhere.
 dependencies() {
     for package in "python3 (>= 3.7)" iproute2 iptables; do
         [ "$ACTION" != deb ] && ! is_from_package "${package%% *}" || echo "$package"
@@ -709,12 +712,12 @@ is_from_package() {
     [ "$(dpkg-query --show --showformat '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-# Tells one build from another of the same version: by what is in it.
+# Print what tells one build from another of the same version: a digest of its files.
 digest() {
     (cd "$tree" && find . -type f -print0 | sort -z | xargs -0 sha256sum) | sha256sum | cut -c 1-16
 }
 
-# ---- preinst: an installation before 1.2 makes room
+# ---- preinst: remove an installation before 1.2
 
 take_over() {
     is_former || return 0
@@ -750,25 +753,25 @@ end_supervision() {
     timeout 10 flock "$supervise/lock" true || true
 }
 
-# Its unit in /etc would hide the packaged one. What was disabled stays so.
+# The old unit in /etc would hide the packaged one. A service that was disabled stays disabled.
 free_unit() {
     unit=/etc/systemd/system/$NAME.service
     wanted=/etc/systemd/system/multi-user.target.wants/$NAME.service
     [ -L "$wanted" ] || ! grep -qx "unit enabled" "$FORMER" || made unit disabled
-    sed -i "/^unit enabled\$/d" "$FORMER" # lest another try after this one takes it for disabled
+    sed -i "/^unit enabled\$/d" "$FORMER" # so that a second attempt does not take it for disabled
     [ "$(readlink "$wanted")" != "$unit" ] || rm "$wanted"
     free_or_keep "$unit" "init.d/$NAME.service"
 }
 
-# Take a file away that nobody edited, or that is empty; an edited one stays.
+# Remove a file that is unedited or empty; keep an edited one.
 free_file() {
     ! is_unedited "$@" || rm -f "$1"
 }
 
-# The same for what would not work with this version: an edited one stands beside it.
+# The same for what would not work with this version: an edited one is renamed.
 free_or_keep() {
     free_file "$@"
-    [ ! -e "$1" ] || { say "$NAME: your edited $1 is $1.dpkg-old now"; mv "$1" "$1.dpkg-old"; }
+    [ ! -e "$1" ] || { say "$NAME: your edited $1 is now $1.dpkg-old"; mv "$1" "$1.dpkg-old"; }
 }
 
 is_unedited() {
@@ -780,13 +783,13 @@ is_unedited() {
         -e "s|--to-ports 8000|--to-ports $(former PORT)|" "$app/$2" 2>/dev/null | cmp -s - "$1"
 }
 
-# Take our lines out of /etc/network/interfaces, which a box needs to boot: every other byte stays.
+# Remove our lines from /etc/network/interfaces. A box needs that file to boot: keep all other bytes.
 free_interfaces() {
     file=$(readlink -f /etc/network/interfaces) || return 0
     case $(sed -n "s/^# $NAME \(begin\|end\).*/\1/p" "$file" 2>/dev/null | tr '\n' ' ') in
         "") return ;;
         "begin end ") ;;
-        *) say "$NAME: take the lines of $NAME out of $file by hand"; return ;;
+        *) say "$NAME: remove the lines of $NAME from $file by hand"; return ;;
     esac
     new=$file.$NAME
     cp -p "$file" "$new"
@@ -797,7 +800,7 @@ free_interfaces() {
     sync "$(dirname "$file")"
 }
 
-# Tell whether our lines are the last and the line above them had no end: it gets none again.
+# Tell whether our lines are the last, and the line above them had no line feed, which is restored.
 had_no_end() {
     tail -n 1 "$1" | grep -q "^# $NAME end" &&
         grep -q "^# $NAME begin.*; the line above had no end" "$1"
@@ -806,24 +809,24 @@ had_no_end() {
 # ---- postinst
 
 configure() {
-    rm -f "$FORMER" # until here another try would have to know
+    rm -f "$FORMER" # a second attempt would have needed it until here
     touch "$MADE"
     make_user
     share "$CONFIG"
     share "$DEFAULTS"
     "$INIT" prepare-files ||
-        say "$NAME: $INIT is missing or broken; sudo sh install.sh brings it back"
+        say "$NAME: $INIT is missing or broken; to restore it: sudo sh install.sh"
     register
     sync "$MADE"
     start
 }
 
-# Let the service read a file that is as it was shipped, and nobody else.
+# Let the service read a file that root has not given another owner or mode.
 share() {
     [ "$(stat -c '%G %a' "$1" 2>/dev/null)" != "root 640" ] || chgrp "$NAME" "$1"
 }
 
-# Noted before they are made: a power cut between would leave them for ever.
+# Note user and group before they are made: after a power cut in between a purge would leave them.
 make_user() {
     has_group || { made group "$NAME"; groupadd --system "$NAME"; }
     has_user || {
@@ -833,12 +836,12 @@ make_user() {
     }
 }
 
-# Note what a purge has to take away again.
+# Note what a purge has to remove.
 made() {
     grep -qxFs "$1 $2" "$MADE" || echo "$1 $2" >>"$MADE"
 }
 
-# With what starts services. What the admin disabled stays so.
+# Have the service started at boot, unless the admin has disabled it.
 register() {
     if [ -n "$SUPERVISE" ]; then
         [ -d "$SUPERVISE" ] || { mkdir "$SUPERVISE" && made folder "$SUPERVISE"; }
@@ -856,10 +859,10 @@ register() {
     [ ! -x "$INIT" ] || update-rc.d "$NAME" defaults >/dev/null # an admin may delete it
 }
 
-# A fault in the configuration must not leave dpkg with half a package: it is said, and no more.
+# Start the service. Report a failure, but do not fail: that would leave the package half installed.
 start() {
     if ! starts_now; then
-        say "$NAME: not started now; it starts at the next boot"
+        say "$NAME: not started now; starts at the next boot"
         return
     fi
     [ ! -d /run/systemd/system ] || systemctl daemon-reload
@@ -867,8 +870,8 @@ start() {
     service_action restart || code=$?
     case $code in
         0) ;;
-        101) say "$NAME: not started, since it is disabled; next: service $NAME start" ;;
-        *) say "$NAME: does not start; the reason stands above, or in $LOG_DIR/server.log" ;;
+        101) say "$NAME: not started, because it is disabled; to start it: service $NAME start" ;;
+        *) say "$NAME: does not start; see the messages above, or the end of $LOG_DIR/server.log" ;;
     esac
 }
 
@@ -890,20 +893,20 @@ maintain() {
     esac
 }
 
-# ---- install.sh: make the package for this box, install it, and prove that it works
+# ---- install.sh: build the package for this box, install it, and prove that it works
 
 install_package() {
     is_root || [ -n "$DRY_RUN" ] || die "only root can install: sudo sh $0"
     need_dpkg
     check_sources
     [ -z "$SUPERVISE" ] || [ -z "${FAKE_METADATA_NO_START-}" ] ||
-        die "under a supervisor a service starts once it is registered: leave --no-start out"
+        die "--no-start does not work under a supervisor, which starts what it finds: omit it"
     check_same_settings
     [ -n "$(package_status)" ] || FRESH=yes
     check_box
     build "$WORK/$NAME.deb"
     if is_current; then
-        say "$NAME $VERSION is installed: nothing to do"
+        say "$NAME $VERSION is already installed: nothing to do"
         [ -n "$DRY_RUN" ] || repair
     else
         say "$NAME $VERSION: $(what_comes)"
@@ -912,7 +915,7 @@ install_package() {
     [ -n "$DRY_RUN" ] || finish
 }
 
-# Once it is installed a line in /etc/default wins, as the init script reads it.
+# A line in /etc/default overrides the settings, as in the init script.
 apply_defaults() {
     [ -r "$DEFAULTS" ] && sh -n "$DEFAULTS" 2>/dev/null || return 0
     for name in $SETTINGS; do
@@ -936,7 +939,7 @@ what_comes() {
     elif [ "$now" != "$VERSION" ]; then
         echo "upgrading from $now"
     else
-        echo "repairing, or applying other settings"
+        echo "repairing, or changing settings"
     fi
 }
 
@@ -944,14 +947,14 @@ version_of() {
     sed -n 's/^VERSION = "\(.*\)"/\1/p' "$1" 2>/dev/null || true
 }
 
-# Tell whether this very package is installed, and nothing of it missing. Empty is missing, too.
+# Tell whether this very package is installed, with no file missing or empty.
 is_current() {
     [ "$(dpkg-query --show --showformat '${db:Status-Status} ${Build}' "$NAME" 2>/dev/null)" = \
         "installed $(dpkg-deb --field "$WORK/$NAME.deb" Build)" ] &&
         ! verify | grep -qv '^..[5?]...... c ' && [ -z "$(empty_files)" ]
 }
 
-# Some images leave out what is below /usr/share (path-exclude of dpkg).
+# Some images exclude files below /usr/share (path-exclude of dpkg).
 verify() {
     dpkg --verify "$NAME" 2>/dev/null | grep -v " /usr/share/"
 }
@@ -962,7 +965,7 @@ empty_files() {
     done
 }
 
-# Without a question: an edited configuration stays, the new one beside it as .dpkg-dist.
+# Ask no questions: keep an edited configuration, and put the new version next to it as .dpkg-dist.
 run_dpkg() {
     # shellcheck disable=SC2046 # paths without blanks
     [ -z "$(package_status)" ] || rm -f $(empty_files)
@@ -971,16 +974,16 @@ run_dpkg() {
         </dev/null >"$WORK/said" 2>&1 || code=$?
     if [ "$code" -ne 0 ]; then
         cat "$WORK/said" >&2
-        die "dpkg could not install it, for the reason above: mend that, then: sudo sh install.sh"
+        die "dpkg could not install $NAME; correct the error above, then: sudo sh install.sh"
     fi
     sed -n "s/^$NAME: //p" "$WORK/said"
     for path in $(conffiles); do
         [ -z "$(find "$path.dpkg-dist" -cnewer "$WORK/settings" 2>/dev/null)" ] ||
-            say "your edited $path stays; the new one is $path.dpkg-dist"
+            say "your edited $path is kept; the new version is $path.dpkg-dist"
     done
 }
 
-# What a flushed firewall or an emptied disk took away.
+# Restore what a flushed firewall or an emptied disk has removed.
 repair() {
     if ! starts_now; then
         "$INIT" prepare-files
@@ -995,9 +998,9 @@ service_runs() {
     "$INIT" status >/dev/null 2>&1
 }
 
-# It runs what was there when it started.
+# Tell whether program or settings have changed since the service was started.
 service_is_outdated() {
-    is_root || return 1 # others cannot see it
+    is_root || return 1 # only root can see when that was
     [ -e "/run/$NAME/private/started" ] || return 0
     find "$APP_DIR/fake_metadata.py" "$APP_DIR/settings" \
         -cnewer "/run/$NAME/private/started" 2>/dev/null | grep -q .
@@ -1005,7 +1008,7 @@ service_is_outdated() {
 
 # Print what an installation would change.
 say_changes() {
-    ! is_former || say "would take away what install.sh of before 1.2 put in /etc/systemd/system" \
+    ! is_former || say "would remove what an install.sh before 1.2 put in /etc/systemd/system" \
         "and /etc/network/interfaces"
     has_user || say "would create the user $NAME"
     (cd "$WORK/tree" && find . -path ./DEBIAN -prune -o ! -type d -printf '/%P\n') | sort |
@@ -1016,12 +1019,12 @@ say_changes() {
                 say "would replace $path, unless it is below /etc and edited"
             fi
         done
-    [ -d "$LOG_DIR" ] || say "would make the folder $LOG_DIR"
+    [ -d "$LOG_DIR" ] || say "would create the folder $LOG_DIR"
     if is_root; then "$INIT" network-status >/dev/null 2>&1; else addresses_are_set; fi ||
-        say "would lead 169.254.169.254:80 to port $PORT: address on lo, rules in iptables" \
+        say "would redirect 169.254.169.254:80 to port $PORT: address on lo, rules in iptables" \
             "(ADDRESSES: $ADDRESSES; CONTAINERS: ${CONTAINERS:-none})"
-    starts_at_boot || say "would register it to start at boot"
-    ! starts_now || say "would start it, or start it anew"
+    starts_at_boot || say "would enable the service at boot"
+    ! starts_now || say "would start or restart the service"
 }
 
 finish() {
@@ -1033,15 +1036,17 @@ finish() {
     fi
     prove
     say "$NAME runs on port $PORT and answers every AWS client on this box."
-    starts_at_boot || say "It is disabled: it does not start at the next boot."
-    say "Configuration: $CONFIG, then: service $NAME reload. Log: $LOG_DIR/server.log."
+    starts_at_boot || say "The service is disabled: it does not start at boot."
+    say "Configuration: $CONFIG (after an edit: service $NAME reload)"
+    say "Log: $LOG_DIR/server.log"
+    say "Manual: $APP_DIR/README.md, or: man $NAME"
     say "Next: curl http://169.254.169.254/latest/meta-data/"
-    say "In doubt: service $NAME check"
+    say "If something does not work: service $NAME check"
 }
 
 # ---- proof: an IMDSv2 round-trip through the address
 
-# Print what came back. Exit 1: no way through; 2: but no credentials.
+# Print the outcome. Exit 1 without an answer, 2 without credentials.
 round_trip() {
     "$PYTHON" -I -B - "$APP_DIR" <<'PYTHON'
 import json, signal, sys, urllib.request
@@ -1051,15 +1056,15 @@ ROLES = "meta-data/iam/security-credentials/"
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):  # a redirect is read without a limit
+    def redirect_request(self, *_):  # urllib would read all of its body
         return None
 
 
 def shown(words):
-    return ascii(str(words))[1:-1][:300]  # whoever answered is not to be trusted with a terminal
+    return ascii(str(words))[1:-1][:300]  # an impostor must not control the terminal
 
 
-signal.signal(signal.SIGALRM, lambda *_: sys.exit("no whole answer within 15 s"))
+signal.signal(signal.SIGALRM, lambda *_: sys.exit("no complete answer within 15 s"))
 signal.alarm(15)
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect)
 
@@ -1073,7 +1078,7 @@ def ask(path, headers, method="GET"):
 try:
     token = ask("api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
 except OSError as error:
-    sys.exit("no token: %s" % shown(error))
+    sys.exit("no session token: %s" % shown(error))
 try:
     headers = {"X-aws-ec2-metadata-token": token}
     role = ask(ROLES, headers).split("\n")[0]
@@ -1085,9 +1090,9 @@ try:
     until = timestamp(found["Expiration"])
     rotation = until - refresh_window(until - timestamp(found["LastUpdated"]))
 except (OSError, ValueError, KeyError, ImportError) as error:
-    print("a token, but no credentials: %s" % shown(error))
+    print("a session token, but no credentials: %s" % shown(error))
     sys.exit(2)
-print("credentials of %s: ...%s, until %s, new ones at %s" % (
+print("credentials of role %s: ...%s, valid until %s, rotated at %s" % (
     shown(role), shown(found["AccessKeyId"][-4:]), utc(until), utc(rotation)))
 PYTHON
 }
@@ -1095,21 +1100,22 @@ PYTHON
 prove() {
     code=0
     proof=$(round_trip 2>&1) || code=$?
-    say "IMDSv2 through http://169.254.169.254/: $proof"
-    [ "$code" -ne 1 ] || die "that is not right: service $NAME check says more"
+    say "IMDSv2 at http://169.254.169.254/: $proof"
+    [ "$code" -ne 1 ] ||
+        die "no answer at http://169.254.169.254/; to find out why: service $NAME check"
 }
 
 # ---- --check: the package, and what else keeps an SDK from its credentials
 
 PROBLEMS=0
 UNSEEN=''
-REPAIR="sudo sh install.sh, in the folder that you copied to this box"
+REPAIR="sudo sh install.sh (in the folder that you copied to this box)"
 
 good() {
     say "ok        $1"
 }
 
-# Say what is worth knowing, but no problem: note TEXT [REMEDY]
+# note TEXT [REMEDY]: say what is worth knowing, but is not a problem.
 note() {
     say "note      $1${2:+; remedy: $2}"
 }
@@ -1132,8 +1138,8 @@ check() {
         problem "$NAME is not installed" "$REPAIR"
         note_own_service
     fi
-    [ "$PROBLEMS" -eq 0 ] || die "problems: $PROBLEMS"
-    say "all is well${UNSEEN:+, as far as it could be seen}"
+    [ "$PROBLEMS" -eq 0 ] || die "problems found: $PROBLEMS"
+    say "all is well${UNSEEN:+, apart from what was not seen}"
 }
 
 check_all() {
@@ -1164,19 +1170,19 @@ judge() {
     fi
 }
 
-# dpkg says "missing     /path", "??5??????   /path"; a "c" stands between for a conffile.
+# dpkg prints "missing     /path" or "??5??????   /path", with a "c" before the path of a conffile.
 check_files() {
     while read -r state path; do
         case $state,$path in
             missing,*) problem "$path is missing" "$REPAIR" ;;
             ??5*,"c "*) good "${path#c } (edited)" ;;
-            ??5*) problem "$path is not as it was installed" "$REPAIR" ;;
+            ??5*) problem "$path has changed since it was installed" "$REPAIR" ;;
         esac
     done <<VERIFIED
 $(verify | sed 's/^\(missing *\) c /\1 /; s/ (.*//')
 $(empty_files | sed 's/^/missing /')
 VERIFIED
-    judge has_user "user $NAME" "there is no user $NAME" "$REPAIR"
+    judge has_user "user $NAME" "the user $NAME does not exist" "$REPAIR"
     judge log_is_there "log folder $LOG_DIR" \
         "the log folder $LOG_DIR or the link $APP_DIR/logs is missing" "service $NAME restart"
 }
@@ -1185,15 +1191,15 @@ log_is_there() {
     [ -d "$LOG_DIR" ] && [ "$(readlink "$APP_DIR/logs")" = "$LOG_DIR" ]
 }
 
-# Who can write there is root at the next start; and logrotate passes over such a log folder.
+# A user who can write there becomes root at the next start; and logrotate skips such a log folder.
 check_folder_owners() {
     for folder in $(open_folders | sort -u); do
-        problem "$folder $(writers "$folder") (logrotate, too, insists)" \
+        problem "$folder $(writers "$folder") (logrotate requires that, too)" \
             "chown root:root $folder && chmod go-w $folder"
     done
 }
 
-# It is read by a shell; what is no plain NAME=value would mean something else to another reader.
+# A shell reads this file; what is not a plain NAME=value means something else to other readers.
 check_defaults() {
     if [ -e "$DEFAULTS" ] && [ ! -r "$DEFAULTS" ]; then
         unseen "$DEFAULTS (only root can read it)"
@@ -1204,16 +1210,17 @@ check_defaults() {
     odd=$(grep -nvE "^(#.*|[A-Za-z_][A-Za-z0-9_]*=($value))?\$" "$DEFAULTS" 2>/dev/null |
         cut -d: -f1 | tr '\n' ' ')
     [ -z "$odd" ] || problem "$DEFAULTS, line ${odd% }: not a plain NAME=value" \
-        "no export, no comment behind a value, no blank outside quotes, no CR at the end"
+        "write it without export, without a comment after the value, without blanks outside" \
+        "quotes, and without a CR at the end"
     check_applied
 }
 
-# What follows is looked at as it was applied last.
+# The checks that follow compare with the settings in effect.
 check_applied() {
     chosen="PORT=$PORT ADDRESSES=$ADDRESSES CONTAINERS=$CONTAINERS"
     load_applied
     [ "PORT=$PORT ADDRESSES=$ADDRESSES CONTAINERS=$CONTAINERS" = "$chosen" ] ||
-        problem "chosen, but not yet applied: $chosen" "service $NAME reload"
+        problem "these settings are not in effect yet: $chosen" "service $NAME reload"
 }
 
 load_applied() {
@@ -1224,11 +1231,11 @@ load_applied() {
 
 check_configuration() {
     if [ -e "$CONFIG" ] && [ ! -r "$CONFIG" ]; then
-        unseen "what $CONFIG says (only root can read it)"
+        unseen "$CONFIG (only root can read it)"
     elif complaint=$("$INIT" test-config 2>&1); then
         good "configuration $CONFIG${complaint:+; but ${complaint#"$NAME: "}}"
     else
-        problem "${complaint#"$NAME: "}" "correct that, then: service $NAME reload"
+        problem "${complaint#"$NAME: "}" "correct the configuration, then: service $NAME reload"
     fi
     "$INIT" clients | while IFS= read -r words; do
         good "$words"
@@ -1238,8 +1245,9 @@ check_configuration() {
 }
 
 check_registration() {
-    judge starts_at_boot "starts at boot" "does not start at boot" \
-        "update-rc.d $NAME defaults; update-rc.d $NAME enable"
+    remedy="update-rc.d $NAME defaults; update-rc.d $NAME enable"
+    [ -z "$SUPERVISE" ] || remedy="ln -sfn /etc/sv/$NAME $SUPERVISE/$NAME"
+    judge starts_at_boot "starts at boot" "the service does not start at boot" "$remedy"
 }
 
 starts_at_boot() {
@@ -1256,25 +1264,27 @@ check_service() {
     code=0
     "$INIT" status >/dev/null 2>&1 || code=$?
     case $code in
-        0) good "service is running" ;;
-        1) problem "the service died" \
-            "service $NAME start; the reason is at the end of $LOG_DIR/server.log" ;;
+        0) good "the service is running" ;;
+        1) problem "the service has died" \
+            "service $NAME start (the end of $LOG_DIR/server.log says why it died)" ;;
         *) problem "the service is stopped" "service $NAME start" ;;
     esac
     if [ "$code" -eq 0 ] && service_is_outdated; then
-        problem "the service runs an older version than is installed" "service $NAME restart"
+        problem "program or settings have changed since the service was started" \
+            "service $NAME restart"
     fi
 }
 
-# The redirect leads to the addresses of box.conf, whatever else is bound.
+# The packet rules lead to the addresses in box.conf, whatever [server] bind says.
 check_listener() {
     for address in $(bound_addresses); do
         if [ -z "$(listeners_at "$address")" ]; then
-            problem "nothing listens at $address, where the redirect leads" "$(how_to_listen)"
+            problem "nothing listens at $address, the target of the redirect" "$(how_to_listen)"
         elif listeners_at "$address" | is_service; then
-            good "$address is the service's"
+            good "the service listens at $address"
         else
-            problem "port $PORT belongs to $(port_owner)" "stop that, then: service $NAME restart"
+            problem "port $PORT is in use by $(port_owner)" \
+                "stop that program, or choose another PORT in $DEFAULTS; then: service $NAME restart"
         fi
     done
 }
@@ -1288,8 +1298,8 @@ how_to_listen() {
     if has_bind "/run/$NAME/set.conf"; then
         say "service $NAME unset server.bind"
     elif has_bind "$CONFIG"; then
-        say "take bind of [server] out of $CONFIG (PORT and CONTAINERS in $DEFAULTS say where)," \
-            "then: service $NAME restart"
+        say "remove bind in [server] from $CONFIG (on a box, PORT and CONTAINERS in $DEFAULTS" \
+            "take its place), then: service $NAME restart"
     else
         say "service $NAME restart"
     fi
@@ -1302,67 +1312,77 @@ has_bind() {
 
 check_address() {
     if ! is_root; then
-        judge addresses_are_set "on lo: $ADDRESSES" "not all on lo: $ADDRESSES" \
+        judge addresses_are_set "on lo: $ADDRESSES" "not all of these are on lo: $ADDRESSES" \
             "service $NAME restart"
-        unseen "the packet rules (only root can see iptables)"
+        unseen "the packet rules (only root can list them)"
     elif complaints=$("$INIT" network-status); then
-        good "on lo: $ADDRESSES; redirect to port $PORT, once${CONTAINERS:+; from $CONTAINERS, too}"
+        good "on lo: $ADDRESSES; redirected to port $PORT${CONTAINERS:+, also from $CONTAINERS}"
     else
         while read -r complaint; do
-            problem "$complaint" "service $NAME restart"
+            problem "$complaint" "$(network_remedy "$complaint")"
         done <<LINES
 $complaints
 LINES
     fi
 }
 
-# Without the address of its own a cloud machine would ask its real metadata service.
+# A restart sets everything but what the admin has removed from the file of rules.
+network_remedy() {
+    case $1 in
+        *" has no redirect "*) say "move that file away, then: $REPAIR" ;;
+        *) say "service $NAME restart" ;;
+    esac
+}
+
+# If our address is missing, a request could reach the real metadata service of a cloud machine.
 check_round_trip() {
     if ! alias_is_set; then
         [ "$(nmcli -t networking 2>/dev/null)" != disabled ] ||
-            note "nmcli networking off has taken it off lo; a restart or reload brings it back"
+            note "\"nmcli networking off\" has removed 169.254.169.254 from lo" \
+                "service $NAME reload"
         return
     fi
     end=$(stat -c %s "$LOG_DIR/server.log" 2>/dev/null || echo 0)
     code=0
-    proof="IMDSv2 through http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
+    proof="IMDSv2 at http://169.254.169.254/: $(round_trip 2>&1)" || code=$?
     case $code in
         0) good "$proof" ;;
-        2) problem "$proof" "see [credentials] in $CONFIG, and $LOG_DIR/server.log" ;;
+        2) problem "$proof" "see [credentials] in $CONFIG, and the end of $LOG_DIR/server.log" ;;
         *) check_way "$(refusal_since "$end")"; return ;;
     esac
     while read -r rule; do
-        [ -z "$rule" ] || note "a rule of another program for our address, behind ours: $rule"
+        [ -z "$rule" ] ||
+            note "another program has a packet rule for the same address, after those of $NAME: $rule"
     done <<LINES
 $(foreign_rules)
 LINES
 }
 
-# Print why the service itself gave no token: the last words of its line in the log.
+# Print why the service itself refused a session token: the last words of its line in the log.
 refusal_since() {
     tail -c "+$(($1 + 1))" "$LOG_DIR/server.log" 2>/dev/null |
         sed -n 's|.* "PUT /latest/api/token HTTP/1.1" .*" \(.*\)|\1|p' | tail -n 1 | visible
 }
 
-# Name what keeps the answer from the client: check_way REFUSAL
+# check_way REFUSAL: name what keeps the answer from the client.
 check_way() {
     before=$PROBLEMS
-    [ -z "$1" ] || problem "$proof: $1 (so says the log)" \
-        "take that out of $CONFIG and reload, or unset it (service $NAME show says what is set)"
+    [ -z "$1" ] || problem "$proof; the log says: $1" \
+        "remove that from $CONFIG and reload, or unset it (to see what is set: service $NAME show)"
     [ -n "$(ip link show dev lo up 2>/dev/null)" ] ||
         problem "$proof: lo is down" "ip link set dev lo up"
     while read -r rule; do
-        [ -z "$rule" ] || problem "$proof: in the way is $(say "$rule" | visible)" \
-            "$(without "$rule" | visible), also in what sets it"
+        [ -z "$rule" ] || problem "$proof; blocked by: $(say "$rule" | visible)" \
+            "$(without "$rule" | visible) # and the same in the configuration of the firewall"
     done <<LINES
 $(obstacles)
 LINES
     [ "$PROBLEMS" -gt "$before" ] || problem "$proof" \
-        "mend what stands above, or see the end of $LOG_DIR/server.log"
+        "correct the problems above, if any, then see the end of $LOG_DIR/server.log"
 }
 
-# Print the rules that took a packet of a connection to the address and did not let it go on. Those
-# of nftables need not count: of them, all that name address or port, or drop what no rule lets in.
+# Print the rules that have stopped a packet of a connection to the address. Rules of nftables may
+# have no counter: of them, print all that name address or port, and policies that drop.
 obstacles() {
     counted=$(packet_rules)
     connects || true
@@ -1374,7 +1394,7 @@ obstacles() {
 
 VERDICTS="DROP|REJECT|REDIRECT|DNAT|TPROXY|NFQUEUE"
 
-# Print the command that takes a rule of packet_rules away, or lets what is for lo pass.
+# Print the command that deletes a rule of packet_rules, or that exempts lo from a policy.
 without() {
     place=${1%%:*}
     case $1 in
@@ -1389,11 +1409,11 @@ without() {
 
 note_own_service() {
     reason=$(own_service)
-    [ -z "$reason" ] || note "$reason, which is hidden while $NAME is installed" \
-        "if that is not meant: sudo sh uninstall.sh"
+    [ -z "$reason" ] || note "$reason; $NAME hides it while it is installed" \
+        "if that is not intended: sudo sh uninstall.sh"
 }
 
-# The kernel answers for any address of the box at any interface.
+# By default the kernel answers ARP for any address of the box on any interface.
 note_arp() {
     [ "$(arp_ignore all)" = 0 ] || return 0
     open=''
@@ -1401,16 +1421,16 @@ note_arp() {
         [ "$(arp_ignore "$interface")" != 0 ] || open="$open $interface"
     done
     # shellcheck disable=SC2086 # names
-    [ -z "$open" ] || note "this box answers ARP for 169.254.169.254 at:$open" \
-        "$(printf 'sysctl -w net.ipv4.conf.%s.arp_ignore=1; ' $open)and the same in /etc/sysctl.d"
+    [ -z "$open" ] || note "this box answers ARP for 169.254.169.254 on these interfaces:$open" \
+        "$(printf 'sysctl -w net.ipv4.conf.%s.arp_ignore=1; ' $open)# and the same in /etc/sysctl.d"
 }
 
 arp_ignore() {
     cat "/proc/sys/net/ipv4/conf/$1/arp_ignore" 2>/dev/null || echo 1
 }
 
-# Print the interfaces that speak ARP with others than containers: not a bridge without a device
-# (docker0, virbr0), nor what is part of a bridge.
+# Print the interfaces that speak ARP with others than containers: no bridge without a device
+# (docker0, virbr0), and nothing that is part of a bridge.
 lan_interfaces() {
     ip -o link show up | grep -vE "LOOPBACK|NOARP| master " | cut -d: -f2 | cut -d@ -f1 |
         while read -r interface; do
@@ -1432,7 +1452,7 @@ check_log() {
         unseen "whether the service writes to $log (only root can see it)"
     elif [ -n "$pid" ] && [ -z "$(find -L "/proc/$pid/fd" -samefile "$log" 2>/dev/null)" ]; then
         problem "the service does not write to $log" \
-            "make room, or take away what is in its place, then: service $NAME reload"
+            "free space on that disk, or move away what is at that path, then: service $NAME reload"
     fi
 }
 
@@ -1445,27 +1465,29 @@ check_source() {
         tail -n 1)
     case $last in
         *": no new credentials for"*)
-            problem "$(say "${last#*: }" | visible)" "see [credentials] in $CONFIG" ;;
+            problem "$(say "${last#*: }" | visible)" \
+                "correct [credentials] in $CONFIG, then: service $NAME reload" ;;
     esac
 }
 
-# The names of variables that come before instance metadata in every SDK.
+# Variables that take precedence over instance metadata in every SDK.
 SHADOWS="AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_PROFILE AWS_WEB_IDENTITY_TOKEN_FILE
     AWS_CONTAINER_CREDENTIALS_RELATIVE_URI AWS_CONTAINER_CREDENTIALS_FULL_URI
     AWS_EC2_METADATA_SERVICE_ENDPOINT AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"
 
 check_variables() {
     [ -n "${HOME-}" ] ||
-        unseen "what your shell sets, and ~/.aws: sh $APP_DIR/install.sh --check"
+        unseen "variables of your shell, and ~/.aws; to check them: sh $APP_DIR/install.sh --check"
     [ -z "${SUDO_USER-}" ] ||
-        unseen "variables that sudo hides: sh $APP_DIR/install.sh --check without sudo"
+        unseen "variables that sudo hides; to check them: sh $APP_DIR/install.sh --check (not sudo)"
     for name in $SHADOWS; do
         eval "value=\${$name-}"
-        [ -z "$value" ] || problem "$name is set in this shell, and SDKs follow it" "unset $name"
+        [ -z "$value" ] ||
+            problem "$name is set in this shell and takes precedence over the service" "unset $name"
     done
     case ${AWS_EC2_METADATA_DISABLED-} in
         [Tt][Rr][Uu][Ee])
-            problem "AWS_EC2_METADATA_DISABLED is true in this shell" \
+            problem "AWS_EC2_METADATA_DISABLED is true in this shell, so SDKs skip the service" \
                 "unset AWS_EC2_METADATA_DISABLED" ;;
     esac
     check_proxy
@@ -1475,7 +1497,7 @@ check_proxy() {
     [ -n "${http_proxy-}${HTTP_PROXY-}${all_proxy-}${ALL_PROXY-}" ] || return 0
     case ${no_proxy-},${NO_PROXY-} in
         *169.254.* | *"*"*) ;;
-        *) problem "a proxy is set in this shell, and NO_PROXY does not name 169.254.169.254" \
+        *) problem "a proxy is set in this shell, and NO_PROXY does not include 169.254.169.254" \
             "export NO_PROXY=169.254.169.254 no_proxy=169.254.169.254" ;;
     esac
 }
@@ -1490,8 +1512,8 @@ check_shadowing_files() {
     # shellcheck disable=SC2086 # names
     for file in $files /etc/environment /etc/profile /etc/profile.d/*.sh; do
         ! grep -qsE "^[^#]*AWS_(ACCESS_KEY_ID|PROFILE|EC2_METADATA_DISABLED)=" "$file" ||
-            problem "$file sets AWS variables that come before instance metadata" \
-                "take them out, then log in anew"
+            problem "$file sets AWS variables that take precedence over the service" \
+                "remove them from that file, then log in again"
     done
 }
 
@@ -1505,8 +1527,8 @@ check_default_profile() {
     ! awk -v keys="^ *($keys)" '/^\[/ { here = /^\[ *default *\]/ }
         here && $0 ~ keys { found = 1 }
         END { exit !found }' "$1" 2>/dev/null ||
-        problem "the profile [default] of $1 comes before instance metadata" \
-            "move it away, or give the profile a name"
+        problem "the profile [default] in $1 takes precedence over the service" \
+            "rename the profile, or move the file away: mv $1 $1.off"
 }
 
 # ---- the command line

@@ -1,32 +1,31 @@
 #!/bin/sh
-# Take fake-metadata off this box again.
+# Remove fake-metadata from this box.
 #
 # usage: sudo sh uninstall.sh [OPTIONS]
-#   --purge      the configuration, the logs and the user too: nothing is left
-#   --dry-run    print every change, make none
-#   --help       print this
+#   --purge      delete the configuration, the logs and the user, too
+#   --dry-run    change nothing; print what would be changed
+#   --help       print this help
 #
-# Exit codes: 0 gone, or nothing was there; 1 not done; 2 usage.
+# Exit status: 0 removed, or was not installed; 1 failed; 2 usage.
 set -eu
 
-# It has dpkg remove the package. In the package it is prerm (stops the service) and postrm
-# (addresses, packet rules, registration; at a purge what is not in the package: logs, user, state),
-# and knows by DPKG_MAINTSCRIPT_NAME which. postrm needs nothing of the package: that is gone by
-# then.
+# This script has dpkg remove the package. In the package it serves as prerm (stops the service) and
+# as postrm (addresses, packet rules, registration; at a purge what is not in the package: logs, user,
+# state); DPKG_MAINTSCRIPT_NAME says which. postrm uses nothing of the package, which is gone by then.
 
 NAME=fake-metadata
 STATE_DIR=/var/lib/$NAME
 RUN_DIR=/run/$NAME
-MADE=/var/lib/misc/$NAME.made # what is there beside the package, as install.sh notes it
-FORMER=$STATE_DIR/installed # an installation by an install.sh before 1.2
+MADE=/var/lib/misc/$NAME.made # what exists besides the package, as noted by install.sh
+FORMER=$STATE_DIR/installed # what an install.sh before 1.2 has done
 UNIT=$NAME.service
 
-# In a package its settings stand here:
+# In a package the settings follow here:
 # SETTINGS
 
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# Not by echo, which in dash makes control characters of backslashes.
+# printf, because echo turns backslashes into control characters in dash.
 say() {
     printf '%s\n' "$*"
 }
@@ -44,7 +43,7 @@ under_systemd() {
     [ -d /run/systemd/system ]
 }
 
-# Not by ischroot, which takes every mount namespace of its own for a chroot.
+# Not ischroot, which takes every separate mount namespace for a chroot.
 in_chroot() {
     here=$(stat -c %d:%i /)
     [ "$(stat -Lc %d:%i /proc/1/root/ 2>/dev/null || echo "$here")" != "$here" ]
@@ -53,13 +52,13 @@ in_chroot() {
 # ---- prerm
 
 stop() {
-    ! in_chroot || return 0 # what runs is of the box around it
+    ! in_chroot || return 0 # the service that runs belongs to the box outside
     end_supervision
     ! under_systemd || systemctl --quiet stop "$UNIT" || true
     has_user || return 0
-    pidfile='' # a user of ours runs nothing else; one who was there before may
+    pidfile='' # a user made by install.sh runs nothing else; one that existed before may
     is_made user "$NAME" || pidfile="--pidfile $RUN_DIR/pid"
-    # shellcheck disable=SC2086 # none, or two words
+    # shellcheck disable=SC2086 # no word, or two
     start-stop-daemon --stop --quiet --oknodo --user "$NAME" $pidfile --retry TERM/5/KILL/5 || true
 }
 
@@ -101,7 +100,7 @@ network_down() {
     done
 }
 
-# Every rule of ours, in whatever table and chain.
+# Delete all our rules from a backend, in whatever table and chain.
 remove_rules() {
     for table in $(own_rules "$1" | cut -d' ' -f1 | uniq); do
         { echo "*$table"; own_rules "$1" | sed -n "s/^$table -A/-D/p"; echo COMMIT; } |
@@ -109,13 +108,13 @@ remove_rules() {
     done
 }
 
-# Print them: TABLE -A CHAIN RULE.
+# Print the rules with our comment: TABLE -A CHAIN RULE.
 own_rules() {
     "$1-save" 2>/dev/null | sed -n "/^\*/{s/^\*//;h;}
         /^-A .*--comment \"\{0,1\}$NAME\"\{0,1\}\( \|$\)/{G;s/\(.*\)\n\(.*\)/\2 \1/p;}"
 }
 
-# Those that the admin's file of rules made.
+# Delete the chains that the admin's file of rules has created.
 remove_chains() {
     made chain | sed -n "s/^$1 //p" | while read -r table chain; do
         for backend in "$1-nft" "$1-legacy" "$1"; do
@@ -125,13 +124,13 @@ remove_chains() {
     done
 }
 
-# What another tool has written down comes back at the next boot. (nft does not write our comment.)
+# Rules that another tool has saved return at the next boot. (nft does not save our comment.)
 say_saved_rules() {
     grep -rlsIE -e "comment[ =]+\"?$NAME" -e "daddr 169\.254\.1[67][0-9.]+ .*(redirect|dnat) to" \
         /etc/iptables /etc/nftables.conf /etc/nftables.d /etc/firewalld /etc/ufw /etc/sysconfig |
         while IFS= read -r file; do
-            say "$file has rules for the address of $NAME, which come back at the next boot:" \
-                "take them out there (or: netfilter-persistent save)"
+            say "$file has packet rules for the addresses of $NAME, which return at the next boot:" \
+                "remove them from that file (or: netfilter-persistent save)"
         done
 }
 
@@ -160,12 +159,12 @@ purge() {
     rm -rf "$STATE_DIR" "$MADE"
 }
 
-# Print what was made on this box, beside the package, of a kind.
+# made KIND: print what was made on this box besides the package.
 made() {
     [ ! -e "$MADE" ] || sed -n "s|^$1 ||p" "$MADE"
 }
 
-# All that there were; those of the package too, should the record be lost.
+# Print all log folders that have been in use; the package's own, too, in case the record is lost.
 log_folders() {
     { made log; echo "${LOG_DIR-}"; } | sort -u | grep /
 }
@@ -175,13 +174,15 @@ is_made() {
 }
 
 forget() {
-    [ ! -e "$MADE" ] || sed -i "\\|^$1 $2\$|d" "$MADE" || true # a disk may be full
+    [ ! -e "$MADE" ] || sed -i "\\|^$1 $2\$|d" "$MADE" || true # the disk may be full
 }
 
-# userdel takes the group of the same name along, unless it is not the user's own.
+# userdel also deletes the user's primary group if it has the same name: spare one that we did not
+# make.
 delete_user() {
     is_made group "$NAME" || usermod --gid nogroup "$NAME"
-    userdel "$NAME" || say "$NAME: something still runs as the user $NAME; later: userdel $NAME"
+    userdel "$NAME" ||
+        say "$NAME: a process of the user $NAME is still running; once it has ended: userdel $NAME"
 }
 
 maintain() {
@@ -196,13 +197,19 @@ maintain() {
 
 ACTION=remove DRY_RUN=''
 
+usage_error() {
+    echo "${0##*/}: $*" >&2
+    echo "usage: sudo sh uninstall.sh [OPTIONS]; see --help" >&2
+    exit 2
+}
+
 parse_options() {
     for option in "$@"; do
         case $option in
             --help) sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0"; exit 0 ;;
             --purge) ACTION=purge ;;
             --dry-run) DRY_RUN=yes ;;
-            *) echo "${0##*/}: unknown option $option; see --help" >&2; exit 2 ;;
+            *) usage_error "unknown option $option" ;;
         esac
     done
 }
@@ -211,10 +218,17 @@ status() {
     dpkg-query --show --showformat '${db:Status-Status}' "$NAME" 2>/dev/null || true
 }
 
+give_up() {
+    say "$1" >&2
+    die "dpkg could not remove $NAME; correct the error above, then: sudo sh $0"
+}
+
 uninstall() {
     [ "$(stat -c %u "$FORMER" 2>/dev/null)" != 0 ] || uninstall_former "$@"
     case $ACTION,$(status) in
-        *, | *,not-installed | remove,config-files) say "nothing of $NAME is installed"; return ;;
+        *, | *,not-installed | remove,config-files)
+            say "$NAME is not installed: nothing to do"
+            return ;;
     esac
     if [ -n "$DRY_RUN" ]; then
         say_changes
@@ -222,28 +236,29 @@ uninstall() {
     fi
     [ "$(id -u)" -eq 0 ] || die "only root can uninstall: sudo sh $0"
     said=$(dpkg --force-remove-reinstreq "--$ACTION" "$NAME" 2>&1 </dev/null) ||
-        { echo "$said" >&2; die "dpkg could not remove it: see above, then run me again"; }
+        give_up "$said"
     say_saved_rules
     if [ "$ACTION" = purge ]; then
-        say "$NAME is gone"
+        say "$NAME is removed, with its configuration, logs and user"
     else
-        say "$NAME is gone, except for its configuration, /etc/$NAME.conf and others, and its log:"
+        say "$NAME is removed. Its configuration (/etc/$NAME.conf and others) is kept, and its log:"
         made log | sed "s|.*|  &/server.log|"
-        say "sudo dpkg --purge $NAME deletes them too"
+        say "To delete them, too: sudo dpkg --purge $NAME"
     fi
 }
 
-# What an install.sh before 1.2 put here its own uninstall.sh takes away.
+# What an install.sh before 1.2 has installed, only its own uninstall.sh can remove.
 uninstall_former() {
     former=$(sed -n 's/^APP_DIR //p' "$FORMER")/uninstall.sh
-    [ -f "$former" ] || die "an older version is half replaced: run install.sh first, then this"
+    [ -f "$former" ] ||
+        die "an upgrade from a version before 1.2 is incomplete; first: sudo sh install.sh"
     exec sh "$former" "$@"
 }
 
 say_changes() {
-    say "would stop the service, and take its addresses and packet rules away"
+    say "would stop the service, and remove its addresses and packet rules"
     dpkg --listfiles "$NAME" | while read -r path; do
-        case $ACTION,$path in remove,/etc/*) continue ;; esac # stays, as what an admin may edit
+        case $ACTION,$path in remove,/etc/*) continue ;; esac # kept: an admin may have edited it
         if [ -L "$path" ] || [ ! -d "$path" ]; then say "would remove $path"; fi
     done
     [ "$ACTION" = remove ] || made log | sed 's|.*|would remove &/server.log*|'
