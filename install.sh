@@ -612,7 +612,7 @@ conffiles() {
 }
 
 check_sources() {
-    for file in $(files | cut -d' ' -f2) CHANGELOG.md; do
+    for file in $(files | cut -d' ' -f2) CHANGELOG.md "init.d/$NAME.8"; do
         [ -f "$SOURCE_DIR/$file" ] ||
             die "$file is missing next to install.sh: copy the whole folder to this box"
     done
@@ -661,8 +661,10 @@ mount_units() {
 }
 
 write_documents() {
-    mkdir -p "$1/doc/$NAME" "$1/lintian/overrides"
+    mkdir -p "$1/doc/$NAME" "$1/lintian/overrides" "$1/man/man8"
     gzip -9 -n <"$SOURCE_DIR/CHANGELOG.md" >"$1/doc/$NAME/changelog.gz"
+    gzip -9 -n <"$SOURCE_DIR/init.d/$NAME.8" >"$1/man/man8/$NAME.8.gz"
+    ln -s "$APP_DIR/README.md" "$1/doc/$NAME/README.md"
     echo "$NAME: see the folder that it was built from." >"$1/doc/$NAME/copyright"
     cat >"$1/lintian/overrides/$NAME" <<'OVERRIDES'
 # Built on a box for that box, whose root is the contact.
@@ -694,8 +696,9 @@ Priority: optional
 Pre-Depends: $(dependencies)
 Build: $(digest)
 Description: fake EC2 instance metadata service
- Answers at http://169.254.169.254/ as on an EC2 instance, with rotating credentials, so that an
- application that takes its keys from there runs on this box as it does on EC2.
+ Answers at http://169.254.169.254/ as on an EC2 instance, with rotating
+ credentials, so that an application that takes its keys from there runs on
+ this box as it does on EC2.
 CONTROL
 }
 
@@ -783,7 +786,7 @@ is_unedited() {
         -e "s|--to-ports 8000|--to-ports $(former PORT)|" "$app/$2" 2>/dev/null | cmp -s - "$1"
 }
 
-# Remove our lines from /etc/network/interfaces. A box needs that file to boot: keep all other bytes.
+# Remove our lines from /etc/network/interfaces, and change nothing else: a box needs it to boot.
 free_interfaces() {
     file=$(readlink -f /etc/network/interfaces) || return 0
     case $(sed -n "s/^# $NAME \(begin\|end\).*/\1/p" "$file" 2>/dev/null | tr '\n' ' ') in
@@ -1284,7 +1287,7 @@ check_listener() {
             good "the service listens at $address"
         else
             problem "port $PORT is in use by $(port_owner)" \
-                "stop that program, or choose another PORT in $DEFAULTS; then: service $NAME restart"
+                "stop that program, or change PORT in $DEFAULTS; then: service $NAME restart"
         fi
     done
 }
@@ -1352,7 +1355,7 @@ check_round_trip() {
     esac
     while read -r rule; do
         [ -z "$rule" ] ||
-            note "another program has a packet rule for the same address, after those of $NAME: $rule"
+            note "another program has a packet rule for the same address, after ours: $rule"
     done <<LINES
 $(foreign_rules)
 LINES

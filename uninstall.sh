@@ -10,8 +10,9 @@
 set -eu
 
 # This script has dpkg remove the package. In the package it serves as prerm (stops the service) and
-# as postrm (addresses, packet rules, registration; at a purge what is not in the package: logs, user,
-# state); DPKG_MAINTSCRIPT_NAME says which. postrm uses nothing of the package, which is gone by then.
+# as postrm (addresses, packet rules, registration; at a purge also logs, user and state, which are
+# not in the package); DPKG_MAINTSCRIPT_NAME says which. postrm uses no file of the package, because
+# they are gone by then.
 
 NAME=fake-metadata
 STATE_DIR=/var/lib/$NAME
@@ -129,7 +130,7 @@ say_saved_rules() {
     grep -rlsIE -e "comment[ =]+\"?$NAME" -e "daddr 169\.254\.1[67][0-9.]+ .*(redirect|dnat) to" \
         /etc/iptables /etc/nftables.conf /etc/nftables.d /etc/firewalld /etc/ufw /etc/sysconfig |
         while IFS= read -r file; do
-            say "$file has packet rules for the addresses of $NAME, which return at the next boot:" \
+            say "$file has packet rules for addresses of $NAME, which return at the next boot:" \
                 "remove them from that file (or: netfilter-persistent save)"
         done
 }

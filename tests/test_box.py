@@ -218,9 +218,10 @@ def test_install_says_what_runs_where(box):
     first, *last = box.ok(INSTALL).splitlines()
     assert re.match(r"fake-metadata \d+\.\d+: installing$", first)
     assert "IMDSv2" in last[0] and "ASIA" not in last[0], last
-    assert "8000" in last[1] and LOG in last[2], last
-    assert re.match(r"Next: (curl|service) ", last[3]), last
-    assert re.match(r"In doubt: service fake-metadata check$", last[4]), last
+    assert "8000" in last[1] and CONFIG in last[2] and LOG in last[3], last
+    assert "/apps/fake-metadata/README.md" in last[4], last
+    assert re.match(r"Next: (curl|service) ", last[5]), last
+    assert re.match(r"If .* work: service fake-metadata check$", last[6]), last
 
 
 def test_credentials_through_the_address(shared):
@@ -545,7 +546,7 @@ def test_edits_of_a_former_installation_stay(former):
     edits = edit(former)
     former.ok("echo '# mine' >>/etc/init.d/fake-metadata")
     said = former.ok(INSTALL)
-    assert "your edited /etc/init.d/fake-metadata is /etc/init.d/fake-metadata.dpkg-old" in said
+    assert "your edited /etc/init.d/fake-metadata is now /etc/init.d/fake-metadata.dpkg-old" in said
     assert {path: former.read(path) for path in edits} == edits
     assert fact(former, "instance-type") == "m7g.large"
     assert fact(former, "public-ipv4") == "192.0.2.7"
@@ -769,7 +770,7 @@ FOLDERS = {
     "for everybody": ("mkdir /mnt/logs && chmod 1777 /mnt/logs", "/mnt/logs belongs to root:root"),
     "by a link": ("mkdir -m 777 /var/mine && ln -s var/mine /apps", "/apps belongs to root:root"),
     "with files": ("mkdir -p /apps/fake-metadata && touch /apps/fake-metadata/mine",
-                   "not of this program"),
+                   "do not belong to fake-metadata"),
 }
 
 
@@ -794,7 +795,7 @@ def test_file_of_somebody_else(sysvinit, path):
     before = sysvinit.snapshot()
     for command in (INSTALL, "dpkg -i " + DEB):
         result = sysvinit.run(command)
-        assert result.code != 0 and path + " is not of this program" in result.err, result
+        assert result.code != 0 and path + " exists, but does not belong" in result.err, result
     sysvinit.ok(PURGE)
     assert difference(before, sysvinit.snapshot()) == []
 
@@ -1801,7 +1802,7 @@ def test_overlay_survives(unset):
     assert unset.run(ROTATE) == (0, "", "")
     assert log_has(unset, "after-rotation") and fact(unset, "instance-type") == "m7g.large"
     said += unset.run("journalctl --no-pager -u fake-metadata").out
-    assert "whatever %s says: instance.instance-type\n" % CONFIG in said
+    assert "boot, overriding %s: instance.instance-type\n" % CONFIG in said
     assert "next boot (service fake-metadata show): instance.instance-type\n" in unset.ok(CHECK)
 
 
@@ -2239,7 +2240,7 @@ FINDINGS = {
                        "%s restart" % (CONFIG, SERVICE), "403"),
     "not at boot": ("rm /etc/rc?.d/*fake-metadata", "boot"),
     "emptied file": (">" + RULES, RULES + " is missing"),
-    "changed program": ("echo >>/apps/fake-metadata/fake_metadata.py", "is not as it was"),
+    "changed program": ("echo >>/apps/fake-metadata/fake_metadata.py", "has changed since"),
     "export": ("echo 'export A=b' >>/etc/default/fake-metadata", "/etc/default/fake-metadata"),
     "comment behind a value": ("echo 'A=b # c' >>/etc/default/fake-metadata", "line"),
     "CRLF": ("printf 'A=b\\r\\n' >>/etc/default/fake-metadata", "line"),

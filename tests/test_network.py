@@ -231,13 +231,13 @@ def test_address_that_was_there(boot):
 REFUSED = {
     "no main address": ("ADDRESSES=fd00:ec2::254", "169.254.169.254 must be"),
     "no address": ("ADDRESSES=", "169.254.169.254 must be"),
-    "other address": ("ADDRESSES=169.254.169.254,192.0.2.1", "192.0.2.1 is none of"),
-    "loopback": ("CONTAINERS='docker0 lo'", "lo is no interface"),
-    "all interfaces": ("CONTAINERS=+", "+ is no interface"),
-    "pattern": ("CONTAINERS='*'", "* is no interface"),
-    "option": ("CONTAINERS='br-+ -j'", "-j is no interface"),
-    "plus within": ("CONTAINERS=b+r", "b+r is no interface"),
-    "long name": ("CONTAINERS=abcdefghijklmnop", "abcdefghijklmnop is no interface"),
+    "other address": ("ADDRESSES=169.254.169.254,192.0.2.1", "192.0.2.1 is not one of"),
+    "loopback": ("CONTAINERS='docker0 lo'", "lo does not name"),
+    "all interfaces": ("CONTAINERS=+", "+ does not name"),
+    "pattern": ("CONTAINERS='*'", "* does not name"),
+    "option": ("CONTAINERS='br-+ -j'", "-j does not name"),
+    "plus within": ("CONTAINERS=b+r", "b+r does not name"),
+    "long name": ("CONTAINERS=abcdefghijklmnop", "abcdefghijklmnop does not name"),
 }
 
 

@@ -1,4 +1,5 @@
 """The shell scripts as files, and what they do for an ordinary user: --help, --deb."""
+import gzip
 import os
 import re
 import shutil
@@ -163,7 +164,47 @@ def test_help_shows_no_code(sh, script):
     """What --help prints is for users: the header and no more."""
     said = sh(script + " --help").stdout
     assert not re.search(r"^(set |[a-z_]+\(\)|#)|dpkg's|DPKG_|postinst", said, re.M)
-    assert len(said.splitlines()) < 40
+    assert fits_a_screen(said)
+
+
+def fits_a_screen(text):
+    lines = text.splitlines()
+    return len(lines) < 24 and max(len(line) for line in lines) <= 80
+
+
+# ---- the init script, on a box where nothing is installed
+
+
+@pytest.mark.parametrize("words, code", [
+    ("help", 0), ("--help", 0), ("-h", 0), ("", 2), ("set", 2), ("status now", 2), ("bogus", 3)])
+def test_usage_of_the_service(sh, words, code):
+    """help prints a screen on stdout; a wrong call says what is wrong with it, then the same."""
+    result = sh("init.d/fake-metadata " + words)
+    said, other = result.stdout, result.stderr
+    if code:
+        assert other.startswith("fake-metadata: ") and other.splitlines()[1].startswith("usage: ")
+        said, other = other, said
+    assert (result.returncode, other) == (code, "") and fits_a_screen(said), result
+
+
+def test_manual_page(sh, deb):
+    """The manual page has every verb of the usage, and is installed beside the other documents."""
+    verbs = re.findall(r"^  ([a-z-]+)", sh("init.d/fake-metadata help").stdout, re.M)
+    assert "start" in verbs and "show" in verbs
+    _, files, _ = deb()
+    page = gzip.decompress(files["/usr/share/man/man8/fake-metadata.8.gz"][1]).decode()
+    words = re.sub(r"\\-", "-", page.partition(".SH VERBS")[2].partition(".SH EXIT")[0])
+    assert [verb for verb in verbs if not re.search(r"(?<![\w-])%s(?![\w-])" % verb, words)] == []
+    assert files["/usr/share/doc/fake-metadata/README.md"] == "/apps/fake-metadata/README.md"
+    assert "/usr/share/doc/fake-metadata/changelog.gz" in files
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
+def test_manual_page_is_sound():
+    """groff formats the manual page without a warning."""
+    result = run("groff", "-man", "-Tutf8", "-ww", "-z",
+                 os.path.join(ROOT, "init.d", "fake-metadata.8"))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_install_needs_root(sh):
