@@ -1,12 +1,12 @@
 #!/bin/sh
-# Set up what the tests need and run them: all but those on booted boxes, unless asked for.
+# Install what the tests need, and run them: by default all but those on booted boxes.
 # Usage: sh tests/run.sh [boxes] [PYTEST ARGUMENT...]
-#   sh tests/run.sh                                 everything that a few minutes allow, on all processors
-#   sh tests/run.sh -k token                        some of it
-#   sh tests/run.sh boxes                           the booted boxes, four at a time at most; needs root and debootstrap
-#   sh tests/run.sh tests/test_box.py -k purge      some of them, one after the other
+#   sh tests/run.sh                                 all that takes a few minutes, on all processors
+#   sh tests/run.sh -k token                        some of that
+#   sh tests/run.sh boxes                           on booted boxes, at most four at a time; needs root and debootstrap
+#   sh tests/run.sh tests/test_box.py -k purge      some of those, one after the other
 #   PYTHON=/opt/python3.7 sh tests/run.sh           with another Python than python3
-# Takes pytest, hypothesis and xdist from a venv below .venv where that works, else from Debian's packages (as root).
+# pytest, hypothesis and xdist come from a venv below .venv if possible, else (as root) from Debian's packages.
 set -eu
 
 PYTHON=${PYTHON:-python3}
@@ -33,13 +33,13 @@ make_venv() {
 
 install_packages() {
     [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
-    say "no venv to be had; installing Debian's packages of pytest, hypothesis and xdist"
+    say "cannot make a venv; installing Debian's packages of pytest, hypothesis and xdist"
     apt-get -qq update >/dev/null 2>&1 || true
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
         python3-pytest python3-hypothesis python3-pytest-xdist >/dev/null 2>&1
 }
 
-# Set TESTER to a Python that has what the tests need; Debian's packages come with Debian's Python.
+# Set TESTER to a Python that has what the tests need. Debian's packages are for Debian's Python.
 find_tester() {
     for TESTER in "$VENV/bin/python" "$PYTHON"; do
         ! has_packages "$TESTER" || return 0
@@ -52,8 +52,8 @@ find_tester() {
         ! has_packages "$TESTER" || return 0
         ! install_packages || ! has_packages "$TESTER" || return 0
     fi
-    die "no pytest, hypothesis and xdist: $PYTHON makes no venv with them, and Debian's packages are not there." \
-        "As root: apt-get install python3-venv (or python3-pytest python3-hypothesis python3-pytest-xdist); then run this again."
+    die "cannot find or install pytest, hypothesis and xdist for $PYTHON; as root:" \
+        "apt-get install python3-venv (or python3-pytest python3-hypothesis python3-pytest-xdist)"
 }
 
 names_a_test() {
@@ -63,12 +63,12 @@ names_a_test() {
     return 1
 }
 
-# Print the test modules that boot boxes: those that import tests/box.py.
+# Print the test modules that boot boxes, which are those that import tests/box.py.
 box_modules() {
     grep -lE "^(from box import|import box)\b" tests/test_*.py
 }
 
-# Each process of the tests has one box most of the time.
+# Each test process uses one box most of the time.
 boxes_at_a_time() {
     processors=$(nproc)
     echo $((processors < 4 ? processors : 4))
@@ -76,7 +76,7 @@ boxes_at_a_time() {
 
 main() {
     cd "$(dirname "$0")/.."
-    command -v "$PYTHON" >/dev/null || die "$PYTHON is not installed. As root: apt-get install python3"
+    command -v "$PYTHON" >/dev/null || die "$PYTHON is not installed; as root: apt-get install python3"
     VENV=.venv/$("$PYTHON" -c "import sys; print('%d.%d' % sys.version_info[:2])")
     find_tester
     say "testing with $("$TESTER" --version) ($TESTER)"
