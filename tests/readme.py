@@ -26,6 +26,7 @@ PLACES = {
     "Hop limit": "docker",
     "IPv6, ECS and EKS": "docker",
     "In your own container": "docker",
+    "In CI": "nowhere",
     "pytest": "shell",
     "Any other language": "shell",
     "Watch keys rotate with boto3": "shell",

@@ -18,6 +18,7 @@ import threading
 
 import pytest
 
+from readme import blocks
 from service import CREDENTIALS, PROGRAM, TOKEN_HEADER, TTL_HEADER, Service, wait_for
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "clients")
@@ -638,6 +639,19 @@ def test_cloud_init_by_its_own_setting(machines, tmp_path):
 
     assert (found["found"], found["cloud"]) == (True, "aws")
     assert found["meta-data"]["placement"]["region"] == "eu-central-1"
+
+
+def test_settings_of_cloud_init(machines, tmp_path):
+    """With the settings of the README cloud-init finds the service where nothing looks like EC2."""
+    machine, module = machines("address", "[user-data]\ntext = #!/bin/sh\n"), cloud_init()
+    settings, = [block.text for block in blocks() if "cloud.cfg.d" in block.text]
+    (tmp_path / "99-ec2.cfg").write_text(settings)
+
+    found = machine.run_json("/usr/bin/python3", FOLDER + "/cloud_init.py",
+                             str(tmp_path / "99-ec2.cfg"), str(tmp_path), module)
+
+    assert found["found"] and found["user-data"] == "#!/bin/sh"
+    assert found["instance-id"] == machine.get("/latest/meta-data/instance-id")
 
 
 def test_facter(whole):
