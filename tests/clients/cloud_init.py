@@ -1,7 +1,7 @@
 """Crawl an instance metadata service with cloud-init's EC2 datasource; print what it found.
 
-Arguments: the metadata URL or a file with cloud-init's settings, a folder to work in, and the folder
-of the cloudinit module where it is not installed.
+Arguments: the metadata URL, or a file with cloud-init's settings; a folder to work in; and the
+folder of the cloudinit module, where it is not installed.
 """
 import json
 import os
