@@ -126,6 +126,8 @@ IDENTITY_ROLE = "aws:ec2-instance"
 SIGNING_KEY_BITS = 2048
 MAX_KEY_BITS = 4096  # nobody else is served while a larger one signs
 IDENTITY_FILE = "instance-identity.pem"  # in the state directory
+SERVICE_USER = "fake-metadata"  # on a box
+BOX_CREDENTIALS = "/etc/fake-metadata.credentials"  # a copy of yours, for that user
 BOX_IDENTITY = "/var/lib/fake-metadata/" + IDENTITY_FILE  # of the service on a box
 PUBLIC_EXPONENT = 65537
 SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: a new key takes up to some
@@ -287,7 +289,7 @@ class Mistakes:
         self._errors.sort(key=operator.attrgetter("file_and_line"))
         lines = [str(error) for error in self._errors[:MAX_MISTAKES]]
         if len(self._errors) > MAX_MISTAKES:
-            lines.append("and %d more mistakes" % (len(self._errors) - MAX_MISTAKES))
+            lines.append("and %d more errors" % (len(self._errors) - MAX_MISTAKES))
         raise ConfigError("\n".join(lines))
 
 
@@ -646,8 +648,8 @@ def check_own(own: dict, role_paths: dict) -> None:
     for path, text in own.items():
         if text and path in role_paths:
             raise ConfigError(
-                "%s is where the credentials of [role %s] are served" % (
-                    short_path(path), role_paths[path][0]), "metadata", short_path(path))
+                "the credentials of [role %s] are served at %s; write another path" % (
+                    role_paths[path][0], short_path(path)), "metadata", short_path(path))
 
 
 def check_nesting(documents: dict, role_paths: dict) -> None:
@@ -660,7 +662,7 @@ def check_nesting(documents: dict, role_paths: dict) -> None:
                 by_role = role_paths.get(parent) or role_paths.get(path)
                 if by_role:
                     section, key = "role " + by_role[0], "path"
-                raise ConfigError("%s cannot have a value, since %s is below it" % (
+                raise ConfigError("%s cannot have a value: %s is below it" % (
                     short_path(parent), short_path(path)), section, key)
             parent = parent.rpartition("/")[0]
 
@@ -862,7 +864,7 @@ def timestamp(text: str) -> int:
     match = re.fullmatch(
         "([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:[.,][0-9]+)?"
         "([Zz]|UTC|[+-][0-9]{2}:?[0-9]{2})", text)
-    wrong = ValueError("not a time; write it as 2026-12-01T08:00:00Z")
+    wrong = ValueError("not a time; write it like 2026-12-01T08:00:00Z")
     if not match:
         raise wrong
     words = " ".join(match.groups()).upper().replace("UTC", "Z")
@@ -1060,7 +1062,7 @@ def derive_keys(i: Instance) -> None:
     if keys and i.key_name:
         names[0] = i.key_name
     if not all(names):
-        raise ConfigError("needs a key-name beside it, or a comment at its end",
+        raise ConfigError("has no name; write key-name = my-key, or a comment behind the key",
                           "instance", "public-key")
     i.public_keys = [
         Instance(key_number=number, public_key=key) for number, key in enumerate(keys)]
@@ -1111,7 +1113,8 @@ def describe_interfaces(config: dict, i: Instance) -> List[Instance]:
         derive_public_addresses(nic, i, interfaces, seed)
         derive_network(nic, i, interfaces)
         if any(nic.mac == other.mac for other in interfaces):
-            raise ConfigError("%s is that of another interface" % nic.mac, section, "mac")
+            raise ConfigError("%s is also the MAC of another interface; each needs its own"
+                              % nic.mac, section, "mac")
         interfaces.append(nic)
     derive_cards(interfaces)
     for nic in interfaces:
@@ -1851,8 +1854,27 @@ def profile_keys(settings: dict, randomness: Randomness, cancelled: threading.Ev
         if "aws_access_key_id" in fields or "aws_secret_access_key" in fields:
             return keys_of_profile(fields, path)
     raise SourceError(
-        "no profile %r with an access key id in %s; for SSO and assumed roles use "
-        "source = process" % (name, " or ".join(files)))
+        "no profile %r with an access key ID in %s; %s" % (
+            name, " or ".join(files), profile_remedy(name, files)))
+
+
+def profile_remedy(name: str, files: Iterable[str]) -> str:
+    """Say what to do where a profile has no keys; on a box the service has no home."""
+    if is_service_user() and not any(map(os.path.exists, files)):
+        return copy_remedy("~/.aws/credentials")
+    return ("for SSO and assumed roles: source = process, and command = "
+            "aws configure export-credentials --profile %s --format process" % shlex.quote(name))
+
+
+def copy_remedy(words: str) -> str:
+    """Say how to copy a file, as a shell writes it, for the user of the service on a box."""
+    return "remedy: sudo install -o %s -m 400 %s %s, and in the configuration: file = %s" % (
+        SERVICE_USER, words, BOX_CREDENTIALS, BOX_CREDENTIALS)
+
+
+def is_service_user() -> bool:
+    """Tell whether this process runs as the user of the service on a box."""
+    return name_of_user(os.geteuid()) == SERVICE_USER
 
 
 def process_keys(settings: dict, randomness: Randomness, cancelled: threading.Event) -> Keys:
@@ -1900,13 +1922,20 @@ def read_profile(path: str, name: str, cancelled: threading.Event) -> Dict[str, 
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise SourceError("%s: %s" % (path, error.strerror))
+        raise SourceError("%s: %s" % (path, why_unreadable(path, error)))
     except (configparser.Error, UnicodeDecodeError):
-        raise SourceError("%s is not a credentials file, or half of one" % path)
+        raise SourceError("%s is not a credentials file, or is incomplete" % path)
     for section in (name, "profile " + name):  # the second is the form of ~/.aws/config
         if parser.has_section(section):
             return dict(parser.items(section))
     return {}
+
+
+def why_unreadable(path: str, error: OSError) -> str:
+    """Say why a credentials file cannot be read, and what helps the service on a box."""
+    if isinstance(error, PermissionError) and is_service_user():
+        return "%s for user %s; %s" % (error.strerror, SERVICE_USER, copy_remedy(shlex.quote(path)))
+    return error.strerror
 
 
 def read_settled(path: str, cancelled: threading.Event) -> bytes:
@@ -1918,7 +1947,7 @@ def read_settled(path: str, cancelled: threading.Event) -> bytes:
     cancelled.wait(SETTLE_SECONDS)
     content = read_file(path, MAX_SOURCE_BYTES + 1)
     if len(content) > MAX_SOURCE_BYTES:
-        raise SourceError("%s is over %d bytes" % (path, MAX_SOURCE_BYTES))
+        raise SourceError("%s is larger than %d bytes" % (path, MAX_SOURCE_BYTES))
     if fingerprint([path]) != before:
         raise SourceError("%s is being written" % path)
     return content
@@ -1940,7 +1969,7 @@ def read_file(path: str, limit: int = -1) -> bytes:
     """Read a file, up to a limit. Raises OSError, also for a pipe: reading it could block."""
     with open(path, "rb", opener=open_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         return file.read(limit)
 
 
@@ -1953,7 +1982,7 @@ def keys_of_profile(fields: Dict[str, str], path: str) -> Keys:
     """Take the keys from a profile, under the names that AWS tools give them."""
     remark = ""
     if os.stat(path).st_mode & stat.S_IROTH:
-        remark = "others can read %s: chmod o-r it" % path
+        remark = readable_by_others(path)
     return checked_keys(
         fields.get("aws_access_key_id"),
         fields.get("aws_secret_access_key"),
@@ -1962,15 +1991,21 @@ def keys_of_profile(fields: Dict[str, str], path: str) -> Keys:
         remark)
 
 
+def readable_by_others(path: str) -> str:
+    """Say that a file with secrets in it is open to all users, and what to type."""
+    return "other users can read the secrets in %s; remedy: chmod o-r %s" % (
+        path, shlex.quote(path))
+
+
 def keys_of_command(command: str, timeout: float, cancelled: threading.Event) -> Keys:
     """Run a command that speaks the credential_process protocol (AWS SDK reference)."""
     output = run_command(command, timeout, cancelled)
     try:
         fields = json.loads(output.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise SourceError("the command printed no JSON")
+        raise SourceError("the command did not print JSON")
     if not isinstance(fields, dict) or fields.get("Version") != 1:
-        raise SourceError('the command printed no {"Version": 1, ...}')
+        raise SourceError('the command did not print {"Version": 1, ...}')
     return checked_keys(fields.get("AccessKeyId"), fields.get("SecretAccessKey"),
                         fields.get("SessionToken"), fields.get("Expiration"))
 
@@ -1985,7 +2020,7 @@ def checked_keys(access_key_id: Any, secret_access_key: Any, session_token: Any,
 
     Session token and expiration may be None or "".
     """
-    check_key("access key id", access_key_id, ACCESS_KEY_ID_FORM)
+    check_key("access key ID", access_key_id, ACCESS_KEY_ID_FORM)
     check_key("secret access key", secret_access_key, SECRET_FORM)
     if session_token in (None, ""):
         session_token = ""
@@ -1996,14 +2031,15 @@ def checked_keys(access_key_id: Any, secret_access_key: Any, session_token: Any,
         try:
             expires = timestamp(expiration)
         except (ValueError, TypeError):
-            raise SourceError("the expiration is not an ISO 8601 time")
+            raise SourceError(
+                "the expiration is not an ISO 8601 time, such as 2026-12-01T08:00:00Z")
     return Keys(access_key_id, secret_access_key, session_token, expires, remark)
 
 
 def check_key(name: str, value: Any, form: Any) -> None:
     """Refuse a value that does not have the form of a key."""
     if not isinstance(value, str) or not form.fullmatch(value):
-        raise SourceError("the %s is missing or does not look like one" % name)
+        raise SourceError("the %s is missing or malformed" % name)
 
 
 def run_command(command: str, timeout: float, cancelled: threading.Event) -> bytes:
@@ -2018,15 +2054,22 @@ def run_command(command: str, timeout: float, cancelled: threading.Event) -> byt
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             env=command_environment(os.environ))
     except (OSError, ValueError) as error:
-        raise SourceError("the command cannot be started: %s" % explanation_of(error))
+        raise SourceError("the command cannot be run: %s" % explanation_of(error))
     try:
         output = read_output(child, time.monotonic() + timeout, cancelled)
     finally:
         kill_group(child)
     if child.returncode:
-        raise SourceError("the command failed with %d; run it by hand to see why: what it says is "
-                          "not shown, since it may hold secrets" % child.returncode)
+        raise SourceError("the command %s; run it by hand to see why: its output may contain "
+                          "secrets, and is not logged" % end_of_process(child.returncode))
     return output
+
+
+def end_of_process(status: int) -> str:
+    """Say how a process has failed."""
+    if status < 0:
+        return "was killed by signal %d" % -status
+    return "failed with status %d" % status
 
 
 def read_output(
@@ -2043,11 +2086,12 @@ def read_output(
         has_ended = child.poll() is not None  # asked first, so that its last words are read
         received += child.stdout.read(MAX_SOURCE_BYTES + 1) or b""
         if len(received) > MAX_SOURCE_BYTES:
-            raise SourceError("the command printed over %d bytes" % MAX_SOURCE_BYTES)
+            raise SourceError("the command printed more than %d bytes" % MAX_SOURCE_BYTES)
         if has_ended:
             return received
         if time.monotonic() > deadline:
-            raise SourceError("the command took too long and was killed")
+            raise SourceError(
+                "the command timed out and was killed; to allow longer, raise timeout")
         if cancelled.wait(COMMAND_POLL):
             raise SourceError("the command was stopped")
 
@@ -2187,7 +2231,7 @@ class RefreshableCredentials:
         except SourceError as error:
             return error.with_traceback(None)  # it would keep all that the source has read
         except Exception as error:
-            return SourceError("%s in the source" % type(error).__name__)
+            return SourceError("internal error in the source: %s" % type(error).__name__)
 
     def _take(self, outcome):
         self.pending = False
@@ -2197,7 +2241,7 @@ class RefreshableCredentials:
         if isinstance(outcome, SourceError):
             self._reject(outcome, now)
         elif outcome.expiration is not None and outcome.expiration <= now:
-            expired = "its credentials expired at %s" % utc(outcome.expiration)
+            expired = "the credentials from the source expired at %s" % utc(outcome.expiration)
             self._reject(SourceError(expired), now)
         else:
             self._accept(outcome, now)
@@ -2223,10 +2267,10 @@ class RefreshableCredentials:
         wait = min(MAX_BACK_OFF, 2 ** min(self._failures, 10))
         self._failures += 1
         self._retry_at = self._monotonic() + wait
-        kept = "there are none"
+        kept = "none are served"
         if self._credentials and now < self._credentials.expiration:
-            kept = "the old ones serve until " + utc(self._credentials.expiration)
-        words = "no new credentials for %s: %s; %s, next attempt in %d s" % (
+            kept = "the old ones are valid until " + utc(self._credentials.expiration)
+        words = "no new credentials for %s: %s; %s, retrying in %d s" % (
             self.name, error, kept, wait)
         self._say(words)
         if self._complain and not self.error:
@@ -2294,10 +2338,10 @@ def roles_of(config: dict) -> Dict[str, dict]:
             continue
         name = name.strip()
         if name in roles:
-            raise ConfigError("there is a role of that name already", section)
+            raise ConfigError("a role of this name is already configured", section)
         if not ROLE_NAME.fullmatch(name):
             raise ConfigError(
-                "not the name of a role; it has letters, digits and _+=,.@-", section)
+                "not a role name; use up to 64 letters, digits and _+=,.@-", section)
         roles[name] = settings
     return roles
 
@@ -2395,7 +2439,7 @@ class Signer:
         self.pending = False
         if trouble:
             self._retry_at = self._clock() + 1
-            self._say("no signatures of the identity document: " + trouble)
+            self._say("cannot sign the identity document: " + trouble)
         else:
             self._signed, self._signatures = document, signatures
 
@@ -2439,7 +2483,7 @@ def run_maker(path: str, cancelled: threading.Event) -> None:
         if cancelled.wait(COMMAND_POLL):
             child.kill()
             child.wait()
-            raise OSError(errno.ECANCELED, "the key is not wanted any more")
+            raise OSError(errno.ECANCELED, "the key is no longer wanted")
 
 
 def made_identity() -> Tuple[RSAKey, bytes]:
@@ -2490,16 +2534,17 @@ def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
     """Read the key and the certificate that [instance-identity] names. Raises ConfigError."""
     if not settings["key"]:
         if settings["certificate"]:
-            raise ConfigError("needs a key beside it", "instance-identity", "certificate")
+            raise ConfigError("needs its private key: key = /etc/fake-metadata.key",
+                              "instance-identity", "certificate")
         return None
     key = read_pem_file("key", settings["key"], read_rsa_key,
-                        "an RSA key without a passphrase, of 1024 to %d bits" % MAX_KEY_BITS)
+                        "an RSA private key of 1024 to %d bits without a passphrase" % MAX_KEY_BITS)
     if not settings["certificate"]:
         return key, make_certificate(key)
     certificate = read_pem_file("certificate", settings["certificate"], read_certificate,
                                 "a certificate")
     if key.public_part() not in certificate:
-        raise ConfigError("is not that of the key", "instance-identity", "certificate")
+        raise ConfigError("does not belong to the private key", "instance-identity", "certificate")
     return key, certificate
 
 
@@ -2510,7 +2555,7 @@ def read_pem_file(name: str, path: str, read: Callable[[str], Any], wanted: str)
     except OSError as error:
         trouble = error.strerror
     except ValueError:
-        trouble = "has to have %s in it, in PEM form" % wanted
+        trouble = "not %s in PEM form" % wanted
     raise ConfigError("%s: %s" % (path, trouble), "instance-identity", name)
 
 
@@ -3050,9 +3095,9 @@ class InstanceRule(NamedTuple):
 
     def in_words(self) -> str:
         """Say who sees it."""
-        blocks = ", ".join(map(str, self.networks))
-        return "instance %s: for %s %s" % (
-            self.name, "each client by itself from" if self.each else "clients from", blocks)
+        clients = "each client" if self.each else "clients"
+        return "instance %s: for %s from %s" % (
+            self.name, clients, ", ".join(map(str, self.networks)))
 
 
 class RoleRule(NamedTuple):
@@ -3068,9 +3113,10 @@ class RoleRule(NamedTuple):
 
     def in_words(self) -> str:
         """Say who gets it."""
-        words = ["users " + ", ".join(self.users)] if self.users else []
-        words += ["clients from " + ", ".join(map(str, self.networks))] if self.networks else []
-        return "role %s: for %s" % (self.role, " that are ".join(words))
+        words = "users " + ", ".join(self.users) if self.users else "clients"
+        if self.networks:
+            words += " from " + ", ".join(map(str, self.networks))
+        return "role %s: for %s" % (self.role, words)
 
 
 def instance_rules(config: dict) -> List[InstanceRule]:
@@ -3081,8 +3127,9 @@ def instance_rules(config: dict) -> List[InstanceRule]:
         if kind != "instance" or not name:
             continue
         if not settings["from"]:
-            raise ConfigError("missing; who sees it? from = 172.18.0.0/16, 10.0.3.7",
-                              section, "from")
+            raise ConfigError(
+                "missing; say which clients see this instance: from = 172.18.0.0/16, 10.0.3.7",
+                section, "from")
         rules.append(InstanceRule(
             name.strip(), tuple(settings["from"]), settings["each"] == "yes"))
     return rules
@@ -3301,7 +3348,7 @@ def authorizations(config: dict) -> Dict[str, Authorization]:
             continue
         token, path = settings["authorization-token"], settings["authorization-token-file"]
         if token and path:
-            raise ConfigError("there is an authorization-token already; only one of them",
+            raise ConfigError("authorization-token is set as well; keep one of them",
                               section, "authorization-token-file")
         try:
             if token or path:
@@ -3322,7 +3369,8 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
         kind, _, role = section.partition(" ")
         for path in settings["path"] if kind == "role" else ():
             if path in paths:
-                raise ConfigError("%s is there twice" % path, section, "path")
+                raise ConfigError("%s is already a path of [role %s]" % (path, paths[path][0]),
+                                  section, "path")
             paths[path] = role.strip(), ROLE_FORMS[settings["form"]]
     return paths
 
@@ -3347,7 +3395,7 @@ def read_user_data(settings: dict) -> Optional[bytes]:
     """Return the user data; None if there is none. Raises ConfigError."""
     given = [key for key in ("file", "text", "base64") if settings[key]]
     if len(given) > 1:
-        raise ConfigError("there is a %s already; only one of file, text, base64" % given[0],
+        raise ConfigError("%s is set as well; keep one of file, text and base64" % given[0],
                           "user-data", given[1])
     key = "".join(given)
     data = settings["base64"] or settings["text"].encode()
@@ -3359,7 +3407,7 @@ def read_user_data(settings: dict) -> Optional[bytes]:
                 "%s: %s" % (settings["file"], error.strerror), "user-data", "file")
     if len(data) > MAX_USER_DATA:
         raise ConfigError(
-            "over %d bytes, which EC2 would not take" % MAX_USER_DATA, "user-data", key)
+            "larger than the %d bytes that EC2 allows" % MAX_USER_DATA, "user-data", key)
     return data or None
 
 
@@ -3544,7 +3592,7 @@ class Request:
             self.chunked = True
             has_both = "content-length" in self.headers
             if coding.lower() != "chunked" or has_both or not self.minor:
-                raise HTTPError(400, "Transfer-Encoding that is not just chunked")
+                raise HTTPError(400, "unsupported or ambiguous Transfer-Encoding")
         if not DECIMAL.fullmatch(length):
             raise HTTPError(400, "malformed Content-Length")
         if len(length) > 9 or int(length) > MAX_BODY:
@@ -3557,7 +3605,7 @@ class Request:
         """Refuse Expect, as the real service does, except on a token PUT: s3fs needs a 100."""
         is_token_put = (self.method, self.path) == ("PUT", TOKEN_PATH)
         if expectation.lower() != "100-continue" or not is_token_put:
-            raise HTTPError(417, "Expect")
+            raise HTTPError(417, "unsupported Expect")
         self.expects_100 = True
 
 
@@ -3802,7 +3850,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             yield from self.send_error(error.status, error.reason)
         except TimeoutError:
             if self.received and not self.request and not self.server.stopping:
-                yield from self.send_error(408, "no whole request in %d s" % REQUEST_SECONDS)
+                yield from self.send_error(408, "incomplete request after %d s" % REQUEST_SECONDS)
 
     def handle_one_request(self):
         """Receive a request and answer it."""
@@ -3899,7 +3947,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return
                 event = self.look_at_client()
         except ConnectionAbortedError:
-            self.log_request(0, reason="the client has gone")
+            self.log_request(0, reason="client closed the connection")
             raise
         finally:
             self.server.cancel(timer)
@@ -3987,7 +4035,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reset_when_closed()
         else:
             yield from self.discard(FOREVER)
-        raise ConnectionAbortedError("a fault leaves it without an answer")
+        raise ConnectionAbortedError("a fault leaves the request unanswered")
 
     def leave_in_the_dark(self):
         """Send nothing where the answer would die on its way; the client waits until it gives up.
@@ -4016,7 +4064,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """
         for host in self.request.hosts:
             if isinstance(host, str) and host not in self.service.hosts:
-                reason = "host %s is not allowed; see allowed-hosts in [server]" % (
+                reason = "host %s is not allowed; add it to allowed-hosts in [server]" % (
                     escaped(host, MAX_REFUSED_LINE))
                 raise HTTPError(403, reason, words=reason)
         self.is_admitted = True
@@ -4043,7 +4091,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         remaining = self.server.tokens.remaining(token)
         if remaining is None:
-            raise HTTPError(401, "session token is expired or none of ours")
+            raise HTTPError(401, "session token has expired or was not issued here")
         self.token_ttl = int(remaining)
 
     def look_at_endpoint(self):
@@ -4077,7 +4125,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.service.authorization_of(found)
         if not wanted and self.service.token_required:
             raise text_error(404, "404 page not found", (
-                "http-tokens is required, and no authorization-token configured"))
+                "http-tokens is required, and no authorization-token is configured"))
         if wanted and not wanted.admits(given):
             raise self.form.unauthorized(given)
 
@@ -4106,11 +4154,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     code, self.found, self.faults["code"].fault)
             return self.form.failure(400, code, message, now)
         if not self.document and isinstance(self.found, SignedDocument):
-            raise HTTPError(503, "no signature yet")
+            raise HTTPError(503, "the signature is not ready yet")
         if not self.document:
             return self.form.failure(
-                503, "Failed", "the source of credentials for %s has none now; the log of "
-                "fake-metadata says why" % self.found.credentials.role, now)
+                503, "Failed", "there are no credentials for %s now; the log of fake-metadata "
+                "says why" % self.found.credentials.role, now)
         if "expired" in self.faults:
             self.strike("expired")
             return expired_copy(self.document, now)
@@ -4123,7 +4171,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.request.path != TOKEN_PATH:
             raise HTTPError(403, "PUT is for /latest/api/token")
         if "x-forwarded-for" in self.request.headers:  # a sign of SSRF through an open proxy
-            raise HTTPError(403, "X-Forwarded-For: session tokens are not given through a proxy")
+            raise HTTPError(403, "X-Forwarded-For: session tokens are not issued through a proxy")
         ttl = self.request.headers.get(TTL_HEADER, "")
         if not re.fullmatch("[0-9]{1,5}", ttl) or int(ttl) > MAX_TOKEN_TTL:
             raise HTTPError(400, "%s must be 0 to %d" % (TTL_HEADER, MAX_TOKEN_TTL))
@@ -4362,7 +4410,7 @@ class PodForm(TextForm):
         """Refuse an Authorization."""
         message = "Service account token cannot be empty"
         if given:
-            message = "Service account token cannot be parsed: it is none of the configuration"
+            message = "Service account token cannot be parsed: it is not configured"
         return text_error(400, message, "the Authorization header is missing or wrong")
 
 
@@ -4621,7 +4669,7 @@ class Server(http.server.HTTPServer):
         """
         peer = plain_address(client_address)
         if is_loopback(plain_address(request.getsockname())) and not self.has_address(peer):
-            self.log.refuse(peer, "turned away: not from this box, and came to loopback")
+            self.log.refuse(peer, "refused: not from this box, but sent to a loopback address")
             return False
         if len(self.unfinished) < self.max_connections or self._close_oldest_idle():
             return True
@@ -4776,7 +4824,7 @@ class Server(http.server.HTTPServer):
         """Wait for files to be closed, instead of asking again and again for what cannot be had."""
         if not self._short_of_files:
             self._short_of_files = True
-            self.log.say("out of open files: new connections have to wait")
+            self.log.say("too many open files: new connections have to wait")
         if not self.stopping:
             self._listen(False)
             self.call_later(ACCEPT_PAUSE, self._accept_again)
@@ -4872,9 +4920,9 @@ def family_of(host: str) -> int:
 def another_port(host: str, port: int) -> str:
     """Say what to type where a port is taken."""
     other = port + 1 if port < 65535 else 8000
-    return "; another one: fake_metadata.py %s:%d, on a box PORT=%d in %s; who has it: %s" % (
+    return "; to use another: fake_metadata.py %s:%d (on a box: PORT=%d in %s); %s" % (
         "[%s]" % host if ":" in host else host, other, other, "/etc/default/fake-metadata",
-        "ss -ltnp sport = :%d" % port)
+        "to see what uses it: ss -ltnp sport = :%d" % port)
 
 
 def plain_address(address: tuple) -> str:
@@ -5108,7 +5156,7 @@ class AddressWatch:
             was, self._trouble[address] = self._trouble.get(address, ""), trouble
             if trouble == was and trouble != self._told.get(address, ""):
                 self._told[address] = trouble
-                self._say("%s %s" % (address, trouble or "leads here again"))
+                self._say("%s %s" % (address, trouble or "leads to this service again"))
         self.close()
 
 
@@ -5127,10 +5175,11 @@ class Probe:
     def trouble(self, peers: Set[Tuple[str, int]]) -> str:
         """Say what keeps it from being among those who came here; "" if it is."""
         if not self._is_own:
-            return "is not an address of this box any more; remedy: service fake-metadata reload"
+            return "is no longer an address of this box; remedy: service fake-metadata reload"
         if self._socket.getsockname()[:2] not in peers:
-            return ("does not lead here any more: its redirect is gone, or something stands before "
-                    "it; remedy: service fake-metadata reload, and check if that does not help")
+            return ("no longer leads to this service: its redirect is gone, or another rule is in "
+                    "front of it; remedy: service fake-metadata reload; if that does not help: "
+                    "service fake-metadata check")
         return ""
 
     def close(self) -> None:
@@ -5225,7 +5274,7 @@ class Log:
         refusals, self._refusals = self._refusals, {}
         for peer, count in refusals.items():
             if count > MAX_REFUSALS:
-                self.say("%s: and %d more refusals" % (peer, count - MAX_REFUSALS))
+                self.say("%s: %d more requests refused" % (peer, count - MAX_REFUSALS))
 
     def _add(self, line):
         self._lines.append(line)
@@ -5244,7 +5293,7 @@ class Log:
         try:
             file = open_log(path) if path else None
         except OSError as error:
-            trouble = "cannot open the log %s: %s; logging goes on to %s" % (
+            trouble = "cannot open the log %s: %s; logging continues to %s" % (
                 path, error.strerror, self._path or "stderr")
             self.say(trouble)
             if self._file is not None:
@@ -5402,7 +5451,7 @@ def matching(pattern: str, example: str) -> Parser:
 
     def parse(text):
         if not compiled.fullmatch(text):
-            raise ValueError("not right; write it like " + example)
+            raise ValueError("invalid value; write it like " + example)
         return text
     return parse
 
@@ -5413,7 +5462,7 @@ def comma_separated(parse_item: Parser) -> Parser:
         try:
             items = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True, strict=True))
         except csv.Error:
-            raise ValueError("quotes that do not stand around a whole item")
+            raise ValueError('misplaced quotes; write it like: a, "b, c", d')
         return [parse_item(item.strip()) for item in items]
     return parse
 
@@ -5430,7 +5479,7 @@ def resource_id(prefix: str) -> Parser:
     return matching(prefix + "-([0-9a-f]{8}|[0-9a-f]{17})", prefix + "-0123456789abcdef0")
 
 
-def ip_address(make: Callable, kind: str) -> Parser:
+def ip_address(make: Callable, kind: str, example: str) -> Parser:
     """Make a parser of an address, which returns its usual form."""
     def parse(text):
         try:
@@ -5438,7 +5487,7 @@ def ip_address(make: Callable, kind: str) -> Parser:
                 raise ValueError("with a zone")
             return str(make(text))
         except ValueError:
-            raise ValueError("it is not an %s address" % kind)
+            raise ValueError("not an %s address; write it like %s" % (kind, example))
     return parse
 
 
@@ -5451,10 +5500,10 @@ def ip_block(make: Callable, example: str) -> Parser:
         try:
             block = make(text, strict=False)
         except ValueError:
-            raise ValueError("not a block of addresses; write it like %s" % example)
+            raise ValueError("not a CIDR block; write it like %s" % example)
         address, _, bits = text.partition("/")
         if bits != str(block.prefixlen) or make(address).network_address != block.network_address:
-            raise ValueError("not a block of addresses; did you mean %s?" % block)
+            raise ValueError("not a CIDR block; did you mean %s?" % block)
         return str(block)
     return parse
 
@@ -5464,7 +5513,7 @@ def source_block(text: str) -> Any:
     try:
         return ipaddress.ip_network(text)
     except ValueError:
-        raise ValueError("not an address or a block; write it like 10.0.3.7 or 172.18.0.0/16")
+        raise ValueError("not an address or block; write it like 10.0.3.7 or 172.18.0.0/16")
 
 
 def ssh_keys(text: str) -> List[str]:
@@ -5479,7 +5528,7 @@ def volume(kind: str) -> Parser:
     def parse(text):
         match = form.fullmatch(text)
         if not match:
-            raise ValueError("not a device; write sdf, or %s2=sdf" % kind)
+            raise ValueError("not a device; write it like sdf or %s2=sdf" % kind)
         return match.group(1) or "", match.group(2)
     return parse
 
@@ -5487,7 +5536,7 @@ def volume(kind: str) -> Parser:
 def one_line(text: str) -> str:
     """Take a text of one line."""
     if not text or not text.isprintable():
-        raise ValueError("empty, or with characters that cannot be shown")
+        raise ValueError("not one line of printable characters")
     return text
 
 
@@ -5495,28 +5544,29 @@ def one_path(text: str) -> str:
     """Take a whole path of the tree."""
     is_taken = canonical_path(text) in (*LISTING_ROWS, TOKEN_PATH)
     if not text.startswith("/") or not METADATA_PATH.fullmatch(text) or is_taken:
-        raise ValueError("not a path; write it like /latest/meta-data/my/credentials")
+        raise ValueError(
+            "not a path for credentials; write it like /latest/meta-data/my/credentials")
     return canonical_path(text)
 
 
 def fault_name(text: str) -> str:
     """Take the name of a fault, which the log shows."""
     if len(text) > 64 or not text.isprintable():
-        raise ValueError("the name of a fault has 64 characters at most, all of them printable")
+        raise ValueError("not the name of a fault; use up to 64 printable characters")
     return text
 
 
 def metadata_key(text: str) -> str:
     """Take a key of [metadata], and return its path."""
     if not METADATA_PATH.fullmatch(text):
-        raise ValueError("write a path below meta-data/, such as placement/host-id, or a whole one "
-                         "with a slash in front: /latest/dynamic/x")
+        raise ValueError("not a path; write one below meta-data/, such as placement/host-id, or "
+                         "one from the root, such as /latest/dynamic/x")
     if text.partition("/")[0] in (*VERSIONS, "meta-data", "dynamic"):
-        raise ValueError("would be below meta-data/; write a whole path with a slash in front, as "
-                         "in /latest/dynamic/x")
+        raise ValueError("would be below meta-data/; write a path with a leading slash, such as "
+                         "/latest/dynamic/x")
     path = own_path(text)
     if path in ("/", "/latest"):
-        raise ValueError("is a listing that stays as it is; write a path below it")
+        raise ValueError("is a listing that cannot be replaced; write a path below it")
     if path == TOKEN_PATH or CONTAINER_PATH.fullmatch(path):
         raise ValueError("session tokens and container credentials are served there; "
                          "write another path")
@@ -5526,7 +5576,7 @@ def metadata_key(text: str) -> str:
 def tag_key(text: str) -> str:
     """Take the key of a tag."""
     if not TAG_KEY.fullmatch(text):
-        raise ValueError("a tag has letters, digits and +-=.,_:@#")
+        raise ValueError("not a tag key; use up to 128 letters, digits and +-=.,_:@#")
     return text
 
 
@@ -5535,7 +5585,7 @@ def base64_bytes(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
-        raise ValueError("not base64; write what `base64 FILE` prints, further lines indented")
+        raise ValueError("not base64; write what `base64 FILE` prints, with further lines indented")
 
 
 DURATION_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -5545,7 +5595,7 @@ def duration(text: str) -> float:
     """Convert "1500ms", "90s", "5m", "6h" or "2d" to seconds."""
     match = re.fullmatch("([0-9]{1,9})(%s)" % "|".join(DURATION_UNITS), text)
     if not match:
-        raise ValueError("not a duration; write 1500ms, 90s, 5m, 6h or 2d")
+        raise ValueError("not a duration; write it like 1500ms, 90s, 5m, 6h or 2d")
     return int(match.group(1)) * DURATION_UNITS[match.group(2)]
 
 
@@ -5553,7 +5603,7 @@ def lifetime(text: str) -> float:
     """Convert a lifetime of credentials, from a second to a week, to seconds."""
     seconds = duration(text)
     if not 1 <= seconds <= 7 * 86400:
-        raise ValueError("%s is out of range; 1s to 7d" % text)
+        raise ValueError("%s is out of range; write 1s to 7d" % text)
     return seconds
 
 
@@ -5565,7 +5615,7 @@ def when(text: str) -> Moment:
     try:
         fixed = timestamp(text)
     except ValueError:
-        raise ValueError("not a time; write +90s (counted from when it is first read) "
+        raise ValueError("not a time; write +90s (counted from when the line is first read) "
                          "or 2026-12-01T08:00:00Z")
     return lambda start: fixed
 
@@ -5580,7 +5630,7 @@ BIND_FORMS = (
 def bind_address(text: str) -> Tuple[str, int]:
     """Return (host, port) of HOST, HOST:PORT, ::1, [::1] or [::1]:PORT."""
     if re.fullmatch(":?[0-9]{1,5}", text):
-        raise ValueError("%s is a port alone; write 127.0.0.1:%s" % (text, text.lstrip(":")))
+        raise ValueError("%s is only a port; write 127.0.0.1:%s" % (text, text.lstrip(":")))
     for form in BIND_FORMS:
         match = form.fullmatch(text)
         if match:
@@ -5589,7 +5639,7 @@ def bind_address(text: str) -> Tuple[str, int]:
                 one_ipv6(host.partition("%")[0])
             if port <= 65535:
                 return host, port
-    raise ValueError("it is not an address; write HOST, HOST:PORT or [IPV6]:PORT")
+    raise ValueError("not an address; write HOST, HOST:PORT or [IPV6]:PORT")
 
 
 def bind_addresses(text: str) -> List[Tuple[str, int]]:
@@ -5601,7 +5651,7 @@ def bind_addresses(text: str) -> List[Tuple[str, int]]:
 def probability(text: str) -> float:
     """Return a number above 0 and up to 1."""
     if not re.fullmatch(r"0?\.[0-9]+|1(\.0+)?", text) or not float(text):
-        raise ValueError("not a probability; write a number such as 0.2, up to 1")
+        raise ValueError("not a probability; write a number above 0 and up to 1, such as 0.2")
     return float(text)
 
 
@@ -5662,7 +5712,7 @@ def words_of(text: str, counts: Iterable[int], example: str) -> List[str]:
     """Split a text into words; `counts` tells how many there may be."""
     words = text.split()
     if len(words) not in counts:
-        raise ValueError("not understood; write it like: %s" % example)
+        raise ValueError("invalid value; write it like: %s" % example)
     return words
 
 
@@ -5693,7 +5743,7 @@ FAULT_LIMITS = {
 def whose_name(text: str) -> str:
     """Return the NAME of an [instance NAME]."""
     if not text:
-        raise ValueError("which instance? the NAME of an [instance NAME]")
+        raise ValueError("instance without a name; write the NAME of an [instance NAME]")
     return text
 
 
@@ -5709,7 +5759,7 @@ def fault_rule(text: str) -> dict:
     values, rest = {}, iter(words)
     for word in rest:
         if word not in known or word in values:
-            raise ValueError("%s is not understood; words are: %s" % (
+            raise ValueError("%s is unknown or repeated; known words: %s" % (
                 shown_key(word, "a word"), ", ".join(known)))
         parse = known[word]
         values[word] = parse(next(rest, "")) if parse else True
@@ -5717,12 +5767,12 @@ def fault_rule(text: str) -> dict:
     if "code" in values:
         values["code"] = values["code"], message
     elif message:
-        raise ValueError("a message is that of a code; there is none")
+        raise ValueError('message without a code; write it like: code Failed message "a text"')
     if "every" in values and values.get("for", FOREVER) >= values["every"]:
-        raise ValueError("every needs a for that is shorter, such as: every 60s for 5s")
+        raise ValueError("every needs a shorter for; write it like: every 60s for 5s")
     actions = {action: values.pop(action) for action in FAULT_ACTIONS if action in values}
     if not actions:
-        raise ValueError("what is to happen? one of: %s" % ", ".join(FAULT_ACTIONS))
+        raise ValueError("no action; write one of: %s" % ", ".join(FAULT_ACTIONS))
     return {"path": path, "actions": actions, **values}
 
 
@@ -5734,9 +5784,9 @@ one_ssh_key = matching(
     r"(ssh|ecdsa|sk)-\S+ [A-Za-z0-9+/=]+( .*)?", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA... name")
 one_instance_profile = matching(
     r"(arn:[\w-]+:iam::[0-9]{12}:instance-profile/|/?)([!-.0-~]+/)*[\w+=,.@-]{1,128}",
-    "/a-path/a-name, or an ARN")
-one_ipv4 = ip_address(ipaddress.IPv4Address, "IPv4")
-one_ipv6 = ip_address(ipaddress.IPv6Address, "IPv6")
+    "my-profile, /my-path/my-profile or an ARN")
+one_ipv4 = ip_address(ipaddress.IPv4Address, "IPv4", "10.0.0.5")
+one_ipv6 = ip_address(ipaddress.IPv6Address, "IPv6", "2001:db8::5")
 one_ipv4_block = ip_block(ipaddress.IPv4Network, "10.0.0.0/16")
 one_ipv6_block = ip_block(ipaddress.IPv6Network, "2001:db8::/56")
 
@@ -5809,7 +5859,7 @@ SOURCE_SETTINGS = {
 
 # Keys of [container] and [role NAME].
 AUTHORIZATION_SETTINGS = {
-    "authorization-token": (matching("[ -~]+", "letters without accents"), ""),
+    "authorization-token": (matching("[ -~]+", "a-secret-of-your-own"), ""),
     "authorization-token-file": (one_line, ""),
 }
 
@@ -5901,7 +5951,7 @@ VARIABLES = {
 
 # Words that people know from elsewhere -> what to write instead.
 OTHER_NAMES = {
-    "region": "availability-zone = eu-central-1a, from which the region follows",
+    "region": "availability-zone = eu-central-1a; the region follows from it",
     "zone": "availability-zone = eu-central-1a",
     "az": "availability-zone = eu-central-1a",
     "hostname": "local-hostname = ip-10-0-0-5.ec2.internal",
@@ -6020,14 +6070,14 @@ class ConfigFile:
         except OSError as error:
             mistakes.add(ConfigError(error.strerror, place=self.name))
         except UnicodeDecodeError:
-            mistakes.add(ConfigError("is not UTF-8", place=self.name))
+            mistakes.add(ConfigError("not UTF-8", place=self.name))
         return []
 
     def _content(self):
         with open(0 if self._path == "-" else self._path, "rb", closefd=self._path != "-") as file:
             content = file.read(MAX_CONFIG_BYTES + 1)
             if len(content) > MAX_CONFIG_BYTES:
-                raise OSError(errno.EFBIG, "is over %d bytes" % MAX_CONFIG_BYTES)
+                raise OSError(errno.EFBIG, "larger than %d bytes" % MAX_CONFIG_BYTES)
             if self._path == "-" or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 self._kept = content
             return content
@@ -6090,14 +6140,14 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
             key, indent = pair["quoted"] or pair["plain"].rstrip(), depth
             first = lines_of_keys.setdefault((section, key), number)
             if first != number:
-                mistakes.add(ConfigError("is there twice, in lines %d and %d" % (
+                mistakes.add(ConfigError("set twice, in lines %d and %d" % (
                     first, number), section, shown_key(key), place))
             settings.append(Setting(place, section, key, pair["text"]))
         else:  # not with its text, a secret maybe
             indent = FOREVER
             words = "neither a [section] nor key = value"
             if pair:
-                words = "a key in front of any [section]"
+                words = "a key before the first [section]"
             mistakes.add(ConfigError(words, place=place))
     return settings
 
@@ -6119,7 +6169,8 @@ def override(text: str, known: Iterable[str] = ()) -> List[Setting]:
     match = OVERRIDE.fullmatch(text)
     try:
         if not match:
-            raise ConfigError("write SECTION.KEY=VALUE")
+            raise ConfigError(
+                "not SECTION.KEY=VALUE; write it like instance.instance-type=m7g.large")
         section, key = split_name(match["name"].strip(), known)
     except ConfigError as error:
         error.place = "--set"
@@ -6140,12 +6191,12 @@ def split_name(name: str, known: Iterable[str] = ()) -> Tuple[str, str]:
         if section in known or kind_of(section) in SETTINGS:
             break
     else:
-        raise ConfigError("%s: write SECTION.KEY; sections are: %s" % (
+        raise ConfigError("%s: no such section; write SECTION.KEY with one of: %s" % (
             shown_section(name), ", ".join(SETTINGS)))
     if len(key) > 1 and key.startswith('"') and key.endswith('"'):
         key = key[1:-1]
     if not key:
-        raise ConfigError("which key? write SECTION.KEY", section)
+        raise ConfigError("no key; write SECTION.KEY", section)
     return section, key
 
 
@@ -6189,20 +6240,20 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
 def unknown_key(section: str, key: str, text: str, known: dict) -> str:
     """Say what to write instead of a key that there is not."""
     if section == "instance" and key in FORMER_KEYS:
-        return "is no key any more; write in [metadata]: " + metadata_line(FORMER_KEYS[key], text)
+        return "no longer a key; write in [metadata]: " + metadata_line(FORMER_KEYS[key], text)
     if key in OTHER_NAMES:
         return "unknown key; write " + OTHER_NAMES[key]
     owners = ["[%s]" % kind for kind, keys in SETTINGS.items() if key in keys]
     if owners and key != "*":
-        return "unknown key; it belongs into " + " or ".join(owners)
+        return "unknown key; it belongs in " + " or ".join(owners)
     return "unknown key" + nearest(key, known)
 
 
 def metadata_line(path: str, text: str) -> str:
     """Describe the line of [metadata] that fills a path; not with its value, a secret maybe."""
     if "," in text:
-        return "%s = the first, and each of the others indented on a line of its own" % path
-    return "%s = the same" % path
+        return "%s = the first value, and each further one on an indented line" % path
+    return "%s = the same value" % path
 
 
 def check_source(section: str, settings: Dict[str, Any]) -> None:
@@ -6237,7 +6288,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, 1, 0.5)
     if near:
         return "; did you mean %s?" % near[0]
-    return "; known are: " + ", ".join(sorted(known))
+    return "; use one of: " + ", ".join(sorted(known))
 
 
 # Key of [credentials] and [role NAME] -> the sources that use it; all use one that is not here.
@@ -6268,7 +6319,7 @@ def idle_settings(config: Configuration, service: MetadataService) -> List[str]:
 def idle_tags(config: Configuration) -> Iterator[Idle]:
     """Find tags that are not served."""
     if config["tags"] and config["metadata-options"]["instance-metadata-tags"] != "enabled":
-        yield "tags", "", ("not served, unless [metadata-options] has "
+        yield "tags", "", ("not served unless [metadata-options] has "
                            "instance-metadata-tags = enabled")
 
 
@@ -6284,9 +6335,9 @@ def idle_credentials(config: Configuration) -> Iterator[Idle]:
             if not settings.get("role", section):
                 yield section, key, "not used: role is empty"
             elif settings["source"] not in sources:
-                yield section, key, "not used, unless source = " + " or ".join(sources)
+                yield section, key, "not used unless source = " + " or ".join(sources)
             elif key == "form" and not settings["path"]:
-                yield section, key, "not used: it is that of a path, and there is none"
+                yield section, key, "not used: form is for a path, and there is none"
 
 
 def idle_events(service: MetadataService) -> Iterator[Idle]:
@@ -6294,8 +6345,8 @@ def idle_events(service: MetadataService) -> Iterator[Idle]:
     for event in service.events:
         if event.was_over():
             section = "events " + event.instance if event.instance else "events"
-            yield section, event.name, ("all its times are past: it is served as it ended, and "
-                                         "nothing happens any more")
+            yield section, event.name, ("all its times are past: the event is served as it "
+                                         "ended")
 
 
 def idle_faults(service: MetadataService) -> Iterator[Idle]:
@@ -6305,11 +6356,11 @@ def idle_faults(service: MetadataService) -> Iterator[Idle]:
     for fault in service.faults:
         names = [fault.instance] if fault.instance else service.instance_names()
         if fault.is_over(now):
-            yield "faults", fault.name, "is over: it strikes no more, until its text changes"
+            yield "faults", fault.name, "the fault is over, and stays off until its line changes"
         elif not any(fault.concerns(path, found)
                      for name in names for path, found in paths_of(name).items()):
-            yield "faults", fault.name, ("matches no path that is served, or none that has what "
-                                         "it changes")
+            yield "faults", fault.name, ("has no effect: no path that is served matches, or none "
+                                         "that has what the fault changes")
 
 
 # How a configuration is written. Texts are {section: {key: text}}.
@@ -6387,7 +6438,7 @@ def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text
     shown = shown_setting(section, key, overlay, below)
     remark = "until the next boot" if verb == "set" else "as in the configuration"
     if verb == "set" and section in ("events", "faults") and shown == former:
-        remark += "; it goes on: unset it first, to begin it anew"
+        remark += "; unchanged, so not restarted: to restart it, unset it first"
     return "%s = %s (%s; was: %s)" % (setting_name(section, key), shown, remark, former)
 
 
@@ -6430,7 +6481,7 @@ def shown_setting(section: str, key: str, *layers: Texts) -> str:
     for texts in layers:
         if key in texts.get(section, {}):
             return shown_text(section, key, texts[section][key])
-    return "nothing"
+    return "not set"
 
 
 def shown_text(section: str, key: str, text: str) -> str:
@@ -6459,11 +6510,12 @@ def written_texts(paths: Iterable[str]) -> Texts:
 def check_written(section: str, key: str, text: str) -> None:
     """Refuse what a configuration file cannot have. Raises ConfigError."""
     if re.search(r"[\[\]\n]", section) or not ini_key(key):
-        raise ConfigError("a name cannot have these characters in a file", section, shown_key(key))
+        raise ConfigError("a name in a file cannot have brackets, double quotes or line breaks",
+                          section, shown_key(key))
     if ini_value(text) is None:
         raise ConfigError(
-            "a file cannot have blanks at the ends of a line, control characters, nor further "
-            "lines that are empty or begin with # or ;", section, key)
+            "a value in a file cannot have blanks at the ends of a line, control characters, or "
+            "further lines that are empty or begin with # or ;", section, key)
 
 
 def read_text() -> str:
@@ -6471,11 +6523,11 @@ def read_text() -> str:
     with open(0, "rb", closefd=False) as file:
         content = file.read(MAX_SOURCE_BYTES + 1)
     if len(content) > MAX_SOURCE_BYTES:
-        raise ConfigError("standard input: over %d bytes" % MAX_SOURCE_BYTES)
+        raise ConfigError("standard input: larger than %d bytes" % MAX_SOURCE_BYTES)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError("standard input: is not UTF-8")
+        raise ConfigError("standard input: not UTF-8")
     return re.sub(r"[ \t\r]+$", "", text, flags=re.MULTILINE).strip("\n").lstrip(" \t")
 
 
@@ -6572,27 +6624,27 @@ def changes_of(paths: Iterable[str]) -> Dict[str, str]:
 
 def state_in_words(state: Dict[str, Any]) -> List[str]:
     """Describe what is served, by the state that the service has written."""
-    lines = ["read at %s:" % (state["read-at"] or "(not yet)")]
+    lines = ["configuration read at %s:" % (state["read-at"] or "(not yet)")]
     for path, changed in state["read"].items():
         lines.append("  %s%s" % (path, file_remark(path, changed)))
     if state["error"]:
-        lines.append("not taken, what was served before stays:")
+        lines.append("not reloaded, the old configuration stays:")
         lines += ["  " + line for line in state["error"].split("\n")]
     if state["rotation-error"]:
-        lines += ["the last rotation did not work:", "  " + state["rotation-error"]]
+        lines += ["the last rotation failed:", "  " + state["rotation-error"]]
     lines.append("served:")
     lines += ["  role %s: %s" % role for role in state["roles"].items()]
     lines += ["  " + words for words in state["clients"]]
     lines += ["  event %s has begun" % name for name in state["events"]]
-    lines += ["  fault %s strikes" % name for name in state["faults"]]
+    lines += ["  fault %s is active" % name for name in state["faults"]]
     return lines
 
 
 def file_remark(path: str, changed: str) -> str:
     """Say, of a file that was read, when it had been changed, and whether it has been since."""
     if changes_of([path])[path] != changed:
-        return ", changed since then: service fake-metadata reload"
-    return ", of %s" % utc(float(changed)) if changed else ", which is not there"
+        return ", changed since then; remedy: service fake-metadata reload"
+    return ", changed at %s" % utc(float(changed)) if changed else ", not found"
 
 
 # ---------------------------------------------------------------- process ---------------------
@@ -6693,7 +6745,7 @@ class Service:
 
     def rotate(self) -> None:
         """Make new credentials of all roles now; the log and the state say when they are there."""
-        self.log.say("new credentials asked for")
+        self.log.say("new credentials requested")
         for credentials in self.credentials.values():
             credentials.refresh()
         if not self._is_rotating:
@@ -6762,7 +6814,7 @@ class Service:
         """Return what is served at a path, once it is there."""
         found = self.server.service.find(path)
         if isinstance(found, SignedDocument) and not self._keeps_identity():
-            return "(signed with a key that each start makes anew)"
+            return "(signed with a new key at each start)"
         document = found.current()
         while not document and found.pending:
             self.server.serve_once()
@@ -6847,7 +6899,7 @@ class Service:
             address, port = self.server.listeners[place].getsockname()[:2]
             if not is_loopback(address) and address not in SERVICE_ADDRESSES:
                 self.log.say(
-                    "bound to %s: whoever reaches this address gets the credentials" % address)
+                    "bound to %s: anyone who reaches this address gets the credentials" % address)
             self.log.say("listening on " + url_of(address, port))
 
     def _warn_of_readable_secrets(self):
@@ -6855,8 +6907,7 @@ class Service:
         for path in self.config.files_with_secrets():
             with contextlib.suppress(OSError):  # it may be gone again
                 if os.stat(path).st_mode & stat.S_IROTH:
-                    self.log.say(
-                        "others can read %s, which has secrets in it: chmod o-r it" % path)
+                    self.log.say(readable_by_others(path))
 
     def _tell_idle_settings(self):
         """Log what the configuration says without effect."""
@@ -6936,7 +6987,8 @@ class Daemon:
 
     def _say_ready(self):
         if not self._has_log and not self._environ.get("NOTIFY_SOCKET"):
-            warn("paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=" + self.service.url)
+            warn("paste this in another shell: export AWS_EC2_METADATA_SERVICE_ENDPOINT="
+                 + self.service.url)
         self._is_ready = True
         self._tell_supervisor("READY=1")
         if self._environ.get("WATCHDOG_USEC"):
@@ -7097,7 +7149,7 @@ class RunningService:
             if concurrent.futures.wait([outcome], THREAD_POLL).done:
                 break
         if not outcome.done():
-            raise RuntimeError("this service has ended")
+            raise RuntimeError("this service has stopped")
         return outcome.result()
 
 
@@ -7306,7 +7358,7 @@ class CaptureError(Exception):
 def print_capture(options: argparse.Namespace) -> int:
     """Print the configuration that makes the instance of another metadata service."""
     def give_up(number, frame):
-        raise CaptureError("%s took over %d seconds" % (client.url, CAPTURE_SECONDS))
+        raise CaptureError("%s took more than %d seconds" % (client.url, CAPTURE_SECONDS))
 
     try:
         client = MetadataClient(options.capture)
@@ -7338,9 +7390,9 @@ def capture(client: MetadataClient, now: float) -> Tuple[str, List[str]]:
     leave_out_what_follows(sections, now)
     add_differences(sections, found, now)
     drop_what_is_refused(sections, now)
-    heading = "# The instance of %s, captured at %s by fake-metadata %s.\n" % (
+    heading = "# The instance at %s, captured at %s by fake-metadata %s.\n" % (
         client.url, utc(now), VERSION)
-    heading += "# No credentials are in it, but user data and values of its own as they were.\n\n"
+    heading += "# No credentials, but user data and tags as they are, secrets included.\n\n"
     return heading + ini_text(sections), crawler.notes + differences(sections, found, now)
 
 
@@ -7386,7 +7438,7 @@ class MetadataClient:
             return None
         why = ""
         if status == 401 and TOKEN_HEADER not in self._headers:
-            why = ": it wants a session token, and gave none"
+            why = ": it requires a session token, and issues none"
         raise CaptureError("%s answers %d for %s%s" % (self.url, status, path, why))
 
     def _answer(self, path):
@@ -7406,9 +7458,9 @@ class MetadataClient:
             limit = min(MAX_ANSWER_BYTES, self._room)
             body = answer.read(limit + 1)
             if len(body) > limit:
-                raise CaptureError("%s: too much to read at %s" % (self.url, path))
+                raise CaptureError("%s: the answer for %s is too large" % (self.url, path))
             if answer.length:
-                raise ConnectionAbortedError("it ends in the middle")
+                raise ConnectionAbortedError("the answer is incomplete")
             self._room -= len(body)
             return answer.status, body
         finally:
@@ -7425,7 +7477,7 @@ def split_url(url: str) -> Tuple[urllib.parse.SplitResult, Optional[int]]:
             return parts, parts.port
     except ValueError:
         pass
-    raise CaptureError("not the address of a metadata service; write http://169.254.169.254/")
+    raise CaptureError("not the URL of a metadata service; write it like http://169.254.169.254/")
 
 
 def reason_of(error: Exception) -> str:
@@ -7436,7 +7488,7 @@ def reason_of(error: Exception) -> str:
         return error.strerror
     if isinstance(error, http.client.IncompleteRead) or isinstance(error, ConnectionError):
         return "the connection was lost"
-    return "that is not HTTP"
+    return "the answer is not HTTP"
 
 
 class Crawler:
@@ -7457,7 +7509,7 @@ class Crawler:
         """Read the whole tree. Raises CaptureError."""
         names = self._listing(META_DATA[:-1])
         if KNOWN_NAMES.isdisjoint(name.partition("/")[0] for name in names):
-            raise CaptureError("no metadata service at %s: it lists nothing of one at %s" % (
+            raise CaptureError("no metadata service at %s: no name that one has is listed at %s" % (
                 self._client.url, META_DATA))
         self._tells_directories = any("/" in name for name in names)
         self._take_names(META_DATA[:-1], names)
@@ -7472,7 +7524,7 @@ class Crawler:
 
     def _take_names(self, path, names):
         if path.count("/") > MAX_DEPTH:
-            raise CaptureError("%s: directories without an end at %s" % (self._client.url, path))
+            raise CaptureError("%s: directories too deep at %s" % (self._client.url, path))
         if path == PUBLIC_KEYS and names:
             self.documents[path] = "\n".join(names).encode()
             names = [name.partition("=")[0] + "/" for name in names]
@@ -7487,9 +7539,9 @@ class Crawler:
             return
         self._asked.add(path)
         if len(self._asked) > MAX_CAPTURED_PATHS:
-            raise CaptureError("%s: over %d paths" % (self._client.url, MAX_CAPTURED_PATHS))
+            raise CaptureError("%s: more than %d paths" % (self._client.url, MAX_CAPTURED_PATHS))
         if not LISTED_NAME.fullmatch(name):
-            self._note(path, "is no name of a path")
+            self._note(path, "is not a valid path")
         elif CREDENTIALS_DIRECTORY.search(path) or path in SIGNATURES_OF_DOCUMENT:
             self.documents[path] = None
         elif name.endswith("/"):
@@ -7518,7 +7570,7 @@ class Crawler:
         elif field_of(json_value(text), "AccessKeyId"):
             self.documents[path] = None
         else:
-            self._note(path, "has a secret in it")
+            self._note(path, "contains a secret")
 
     def _take_user_data(self):
         content = self._client.get("/latest/user-data")
@@ -7531,7 +7583,7 @@ class Crawler:
         if body is None:
             body = self._client.get(path) or b""
         if SECRET_TEXT.search(body.decode("latin-1")):
-            self._note(path, "has a secret in it")
+            self._note(path, "contains a secret")
             return []
         return names_in(body)
 
@@ -7774,7 +7826,7 @@ def drop_what_is_refused(sections: Texts, now: float) -> None:
             return
         except ConfigError as error:
             if error.key not in sections.get(error.section, ()):
-                raise CaptureError("its facts do not go together: %s" % (
+                raise CaptureError("the facts of the instance contradict each other: %s" % (
                     str(error).splitlines()[0]))
             del sections[error.section][error.key]
 
@@ -7869,9 +7921,9 @@ def differences(sections: Texts, found: dict, now: float) -> List[str]:
         is_both = path in found and path in served
         if is_both and is_same(found[path], served[path]) or path in SIGNATURES_OF_DOCUMENT:
             continue
-        words = "is there as well"
+        words = "is served here, but not there"
         if path in found:
-            words = "cannot be written into a configuration: left out"
+            words = "cannot be written in a configuration: left out"
         notes.append("%s %s" % (path, words))
     return notes
 
@@ -8017,12 +8069,12 @@ class CredentialsAsked:
         """Say below the table what its marks mean, and who would break."""
         notes = []
         if any(version == CONTAINER for _, _, version, _ in rows):
-            notes.append("%s: needs an authorization-token, no session token, with http-tokens = "
-                         "required" % CONTAINER)
+            notes.append("%s: with http-tokens = required it needs an authorization-token, no "
+                         "session token" % CONTAINER)
         unknown = sum(tally.count for _, _, version, tally in rows if version is None)
         if unknown:
-            requests = "1 request that was" if unknown == 1 else "%d requests that were" % unknown
-            notes += ["?: %s logged without v1 or v2; to have them logged from now on:" % requests,
+            requests = "1 request was" if unknown == 1 else "%d requests were" % unknown
+            notes += ["?: %s logged without v1 or v2; to log it from now on:" % requests,
                       "   " + LOG_CLIENTS_REMEDY]
         return [""] + notes + ["%d of %d would break with http-tokens = required"
                                % self.would_break()]
@@ -8079,43 +8131,43 @@ def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="fake_metadata.py", allow_abbrev=False,
+        formatter_class=functools.partial(argparse.HelpFormatter, max_help_position=32),
         usage="%(prog)s [OPTIONS] [HOST | HOST:PORT]\n"
               "       %(prog)s [OPTIONS] -- COMMAND [ARG...]",
-        description="Fake EC2 instance metadata service for a development box. With a COMMAND, "
-                    "it serves on a free port for as long as that runs.")
+        description="Fake EC2 instance metadata service for a development box. With COMMAND "
+                    "it serves on a free port until COMMAND ends.")
     parser.add_argument("address", metavar="HOST | HOST:PORT", nargs="?",
-                        help="where to listen; 127.0.0.1:8000 unless told otherwise")
+                        help="where to listen (default: 127.0.0.1:8000)")
     parser.add_argument("--config", metavar="FILE", type=file_name, action="append", default=[],
-                        help="read this configuration, - is standard input; again and again: the "
-                             "later file wins, key by key")
+                        help="read FILE (-: standard input); repeatable, the "
+                             "later FILE wins, key by key")
     parser.add_argument("--set", metavar="SECTION.KEY=VALUE", action="append", default=[],
-                        help="again and again: wins over the files")
+                        help="set a key, over all files; repeatable")
     parser.add_argument("--log", metavar="FILE", type=file_name,
-                        help="log to this file; without it to stderr")
+                        help="log to FILE instead of stderr")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--test-config", action="store_true",
-                        help="check the configuration, exit 0 or 1")
+                        help="check the configuration and exit with 0 or 1")
     action.add_argument("--dump", action="store_true",
-                        help="print every path and value as they would be served")
-    action.add_argument("--certificate", action="store_true",
-                        help="print what the signatures of the identity document verify with")
-    action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
-                        help="of service fake-metadata: set SECTION.KEY (to standard input), unset "
-                             "SECTION.KEY, or show")
-    action.add_argument("--who", metavar="LOG", nargs="+",
-                        help="of service fake-metadata: say who asked for credentials, by its logs")
-    parser.add_argument("--json", action="store_true", help="with --who: for programs")
+                        help="print every path and the value that it serves")
     action.add_argument("--capture", metavar="URL",
-                        help="print a configuration that makes this instance: of the metadata "
-                             "service that answers at URL")
-    parser.add_argument("--version", action="version", version="fake-metadata " + VERSION)
+                        help="print the instance at URL as a configuration")
+    action.add_argument("--certificate", action="store_true",
+                        help="print the certificate that verifies signatures")
+    parser.add_argument("--version", action="version", version="fake-metadata " + VERSION,
+                        help="print the version and exit")
+    action.add_argument("--who", metavar="LOG", nargs="+",
+                        help="list the clients that got credentials, from logs")
+    parser.add_argument("--json", action="store_true", help="with --who: print JSON")
+    action.add_argument("--overlay", metavar=("FILE", "VERB"), nargs="+",
+                        help="for service fake-metadata set, unset and show")
     return parser
 
 
 def file_name(text: str) -> str:
     """Refuse an empty name: a variable that is not set must not drop the configuration."""
     if not text:
-        raise argparse.ArgumentTypeError("needs a file")
+        raise argparse.ArgumentTypeError("empty, not the name of a file")
     return text
 
 
@@ -8152,18 +8204,18 @@ def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argpa
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.capture is not None and (options.address or options.config or options.set):
-        parser.error("--capture prints a configuration, and takes none")
+        parser.error("--capture takes no HOST, --config or --set")
     if options.json and not options.who:
-        parser.error("--json is for --who")
+        parser.error("--json needs --who")
     if command is None:
         return options
     if not command:
-        parser.error("COMMAND is missing behind --")
+        parser.error("COMMAND is missing after --")
     if options.address:
-        parser.error("COMMAND has a free port of its own: leave out HOST")
+        parser.error("COMMAND gets a free port; leave out HOST")
     if (options.test_config or options.dump or options.certificate or options.overlay
             or options.who or options.capture is not None):
-        parser.error("either COMMAND or an option that prints something")
+        parser.error("COMMAND cannot be combined with an option that prints something")
     return options
 
 
@@ -8237,7 +8289,8 @@ def print_overlay(options: argparse.Namespace) -> int:
         text = read_text() if verb == "set" else ""
         lines = [change_overlay(path, options.config, verb, names[0], text)]
     else:
-        raise ConfigError("--overlay: write FILE set NAME, FILE unset NAME or FILE show")
+        raise ConfigError(
+            "--overlay: write FILE set SECTION.KEY, FILE unset SECTION.KEY or FILE show")
     write_out("".join(printable(line) + "\n" for line in lines))
     return 0
 
@@ -8272,8 +8325,9 @@ def print_certificate(options: argparse.Namespace) -> int:
         path = BOX_IDENTITY
         identity = awaited_identity(path)
     if not identity:
-        raise ConfigError("no certificate in %s: start the service on this box and ask as root, or "
-                          "name a folder for it in STATE_DIRECTORY" % path)
+        raise ConfigError("no certificate in %s; on a box: sudo service fake-metadata start, then "
+                          "run this as root; elsewhere: set STATE_DIRECTORY as for the service"
+                          % path)
     write_out(pem("CERTIFICATE", identity[1]))
     return 0
 

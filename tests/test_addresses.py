@@ -266,7 +266,7 @@ def test_neighbour_that_is_led_to_loopback(network, serve_on, bind):
     """ + REDIRECT)
 
     assert network.curl(network.neighbour, IMDS) in [(52, ""), (56, "")]
-    wait_for(lambda: "10.9.0.2: turned away: not from this box" in service.log())
+    wait_for(lambda: "10.9.0.2: refused: not from this box" in service.log())
     code, text = network.curl(network.box, IMDS)
     assert code == 0 and "meta-data" in text
     for host in ("127.0.0.1", "10.9.0.1" if bind == "0.0.0.0:8000" else "127.0.0.1"):
@@ -372,9 +372,9 @@ def test_address_that_comes_later(network, serve_on):
 
 # ---------------------------------------------------------------- what becomes of the addresses
 
-GONE = "169.254.169.254 is not an address of this box any more; remedy: service fake-metadata"
-ASTRAY = "169.254.169.254 does not lead here any more: its redirect is gone"
-BACK = "169.254.169.254 leads here again"
+GONE = "169.254.169.254 is no longer an address of this box; remedy: service fake-metadata"
+ASTRAY = "169.254.169.254 no longer leads to this service: its redirect is gone"
+BACK = "169.254.169.254 leads to this service again"
 
 
 @needs_root
@@ -395,7 +395,7 @@ def test_watch(network, serve_on):
         network.on(network.box, script)
         wait_for(lambda words=words: service.log().rstrip().split("Z ")[-1].startswith(
             "fake-metadata: " + words), what=words)
-        assert len(re.findall("169.254.169.254 (?:is not|does not|leads)", service.log())) == count
+        assert len(re.findall("169.254.169.254 (?:is no|no longer|leads)", service.log())) == count
     assert "fd00:ec2::254 " not in service.log()
     assert '" 400' not in service.log() and '" 408' not in service.log()
 
@@ -404,11 +404,11 @@ def test_watch(network, serve_on):
 def test_watch_follows_the_configuration(network, serve_on):
     """What a reload takes away is watched no more, what it adds is."""
     service = serve_on(BOTH, WATCH_SECONDS=0.2, PROBE_SECONDS=0.1)
-    wait_for(lambda: "fd00:ec2::254 does not lead here" in service.log())
+    wait_for(lambda: "fd00:ec2::254 no longer leads to this service" in service.log())
 
     service.reload(BOTH.replace(", fd00:ec2::254\n", ", 169.254.170.2\n"))
 
-    wait_for(lambda: "169.254.170.2 is not an address of this box" in service.log())
+    wait_for(lambda: "169.254.170.2 is no longer an address of this box" in service.log())
     assert service.log().count("fd00:ec2::254 ") == 1
 
 

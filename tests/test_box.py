@@ -1680,10 +1680,10 @@ def test_set_and_unset(unset):
     """What is set is served when set returns, what is unset no more; both say what is different."""
     assert unset.ok(SERVICE + "set events.spot-interruption '+0s terminate'") == (
         "fake-metadata: events.spot-interruption = +0s terminate "
-        "(until the next boot; was: nothing)\n")
+        "(until the next boot; was: not set)\n")
     assert '"action": "terminate"' in fact(unset, SPOT)
     assert unset.ok(SERVICE + "unset events.spot-interruption") == (
-        "fake-metadata: events.spot-interruption = nothing "
+        "fake-metadata: events.spot-interruption = not set "
         "(as in the configuration; was: +0s terminate)\n")
     assert unset.run(GET + META_DATA + SPOT).code != 0
     assert unset.ok("stat -c '%U:%G %a' " + OVERLAY) == "root:fake-metadata 640\n"
@@ -1776,7 +1776,7 @@ def test_secret_that_is_set(unset):
     wait_for(lambda: unset.run("test -s /run/watch.out").code == 0, what="the watcher's end")
     assert re.match(r"\d+ set\(\)\n$", unset.read("/run/watch.out"))
     assert "ToPsEcReT" not in "".join(said) + unset.read(LOG) + unset.read(STATE)
-    assert said[0].endswith("= (a secret) (until the next boot; was: nothing)\n")
+    assert said[0].endswith("= (a secret) (until the next boot; was: not set)\n")
     unset.ok("rm /run/watch.*")
 
 
@@ -1785,8 +1785,8 @@ def test_show(unset):
     unset.ok(SERVICE + "set events.spot-interruption '+0s terminate'")
     unset.ok(SERVICE + "set faults.outage '/latest/dynamic/* status 503'")
     said = unset.ok(SERVICE + "show")
-    assert "events.spot-interruption = +0s terminate (in the configuration: nothing)" in said
-    assert "event spot-interruption has begun" in said and "fault outage strikes" in said
+    assert "events.spot-interruption = +0s terminate (in the configuration: not set)" in said
+    assert "event spot-interruption has begun" in said and "fault outage is active" in said
     assert "role BaseIAMRole: ...%s, until " % credentials(unset)["AccessKeyId"][-4:] in said
     unset.ok(SERVICE + "stop")
     assert unset.ok(SERVICE + "show").startswith("fake-metadata: not running\nset until")

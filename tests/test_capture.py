@@ -225,8 +225,8 @@ def test_nothing_secret(serve):
     assert code == 0
     secret = "ASIA|wJalr|PRIVATE|AQAE|password|SecretAccessKey|Expiration"
     assert not re.search(secret, said + error)
-    assert error == ("fake-metadata: # /latest/meta-data/my/document has a secret in it: left out\n"
-                     "fake-metadata: # /latest/meta-data/my/key has a secret in it: left out\n")
+    assert error == ("fake-metadata: # /latest/meta-data/my/document contains a secret: left out\n"
+                     "fake-metadata: # /latest/meta-data/my/key contains a secret: left out\n")
     asked = re.findall('"GET ([^ "]+)', service.log())
     assert META + "iam/info" in asked
     assert [path for path in asked if re.search("security-credentials[^/]*/.", path)] == []
@@ -250,7 +250,7 @@ def test_secret_in_a_value(name):
                META + "mine": SECRETS[name]}) as url:
         text, notes = captured(url)
 
-    assert notes == [META + "mine has a secret in it: left out"]
+    assert notes == [META + "mine contains a secret: left out"]
     assert "wJalr" not in text
 
 
@@ -276,7 +276,7 @@ def test_credentials_instead_of_a_listing(listing):
                META + "iam/security-credentials/": listing}) as url:
         text, notes = captured(url)
 
-    assert notes == [META + "iam/security-credentials has a secret in it: left out"]
+    assert notes == [META + "iam/security-credentials contains a secret: left out"]
     assert not re.search("ASIA|wJalr|AQAE|SecretAccessKey", text)
 
 
@@ -309,7 +309,7 @@ def test_command_line(service):
     code, said, error = run_capture(service.url, http_proxy=proxy, HTTP_PROXY=proxy)
 
     assert (code, error) == (0, "")
-    assert re.match(r"# The instance of %s/, captured at \S+Z by fake-metadata" % service.url, said)
+    assert re.match(r"# The instance at %s/, captured at \S+Z by fake-metadata" % service.url, said)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -547,20 +547,20 @@ FAILURES = {
     "text": ({"*": "ok"}, "no metadata service at"),
     "redirects": ({"*": redirect}, "no metadata service at"),
     "forbidden": ({"*": 403}, "answers 403 for /latest/meta-data/"),
-    "wants-tokens": ({"*": 401}, "it wants a session token, and gave none"),
+    "wants-tokens": ({"*": 401}, "it requires a session token, and issues none"),
     "error": ({**GOOD, META + "placement/region": 500}, "answers 500 for /latest/meta-data/plac"),
     "cut-off": ({**GOOD, META + "local-ipv4": cut_off}, "local-ipv4: the connection was lost"),
     "cut-off-chunk": ({**GOOD, META + "local-ipv4": cut_off_chunk}, "the connection was lost"),
     "lost": ({**GOOD, META + "local-ipv4": reset}, "local-ipv4: the connection was lost"),
-    "garbage": ({"*": garbage}, "that is not HTTP"),
-    "endless": ({**GOOD, META + "local-ipv4": endless}, "too much to read at"),
-    "endless-token": ({**GOOD, "/latest/api/token": endless}, "too much to read at"),
-    "trickle": ({**GOOD, META + "local-ipv4": trickle}, "took over 1 seconds"),
+    "garbage": ({"*": garbage}, "the answer is not HTTP"),
+    "endless": ({**GOOD, META + "local-ipv4": endless}, "the answer for"),
+    "endless-token": ({**GOOD, "/latest/api/token": endless}, "the answer for"),
+    "trickle": ({**GOOD, META + "local-ipv4": trickle}, "took more than 1 seconds"),
     "silent": ({**GOOD, META + "local-ipv4": silent}, "no answer within 0.3 seconds"),
     "loop": ({META: "instance-id\nx/", META + "instance-id": "i", "*": "x/"},
-             "directories without an end"),
+             "directories too deep"),
     "many": ({META: "instance-id\n" + "\n".join("x%d" % number for number in range(300)),
-              "*": "v"}, "over 200 paths"),
+              "*": "v"}, "more than 200 paths"),
 }
 
 
@@ -609,7 +609,7 @@ def test_bad_address(capfd, url):
     assert fake_metadata.main(["--capture", url]) == 1
     said, error = capfd.readouterr()
     assert said == ""
-    assert re.fullmatch("fake-metadata: [ -~]+ write http://169.254.169.254/\n", error)
+    assert re.fullmatch("fake-metadata: [ -~]+ write it like http://169.254.169.254/\n", error)
 
 
 # Hostile answers.

@@ -73,11 +73,11 @@ def test_exit_status(command, status, error):
 
 
 @pytest.mark.parametrize("arguments, error", [
-    (["--"], "COMMAND is missing behind --"),
-    (["127.0.0.1", "--", "true"], "COMMAND has a free port of its own: leave out HOST"),
-    (["--dump", "--", "true"], "either COMMAND or an option that prints something"),
-    (["--test-config", "--", "true"], "either COMMAND or an option that prints something"),
-    (["--certificate", "--", "true"], "either COMMAND or an option that prints something"),
+    (["--"], "COMMAND is missing after --"),
+    (["127.0.0.1", "--", "true"], "COMMAND gets a free port; leave out HOST"),
+    (["--dump", "--", "true"], "COMMAND cannot be combined with an option"),
+    (["--test-config", "--", "true"], "COMMAND cannot be combined with an option"),
+    (["--certificate", "--", "true"], "COMMAND cannot be combined with an option"),
     (["--nonsense", "--", "true"], "unrecognized arguments: --nonsense"),
 ])
 def test_what_does_not_go_together(arguments, error):

@@ -204,7 +204,7 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("credentials", "extended", "true", "yes, no"),
     ("role build", "source", "vault", "generate, static, profile, process"),
     ("role build", "lifetime", "0s", "1s to 7d"),
-    ("container", "authorization-token", "with a \x07 bell", "not right"),
+    ("container", "authorization-token", "with a \x07 bell", "invalid value"),
     ("tags", "a/b", "c", "letters, digits"),
     ("tags", "_index", "c", "letters, digits"),
     ("tags", "..", "c", "letters, digits"),
@@ -212,10 +212,10 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("metadata", "a//b", "c", "placement/host-id"),
     ("metadata", "a b", "c", "placement/host-id"),
     ("metadata", "caf\u00e9", "c", "placement/host-id"),
-    ("metadata", "latest/dynamic/x", "c", "slash in front"),
-    ("metadata", "2021-07-15/meta-data/x", "c", "slash in front"),
-    ("metadata", "dynamic/x", "c", "slash in front"),
-    ("metadata", "meta-data/x", "c", "slash in front"),
+    ("metadata", "latest/dynamic/x", "c", "leading slash"),
+    ("metadata", "2021-07-15/meta-data/x", "c", "leading slash"),
+    ("metadata", "dynamic/x", "c", "leading slash"),
+    ("metadata", "meta-data/x", "c", "leading slash"),
     ("metadata", "/latest", "c", "a path below it"),
     ("metadata", "/1.0/", "c", "a path below it"),
     ("metadata", "/latest/api/token", "c", "another path"),
@@ -258,8 +258,8 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("faults", "x", "/latest/* reset probability nan", "0.2"),
     ("faults", "x", "/latest/* reset from now", "+90s"),
     ("faults", "x", "/latest/* reset for ever", "90s"),
-    ("faults", "x", "/latest/* status 503 status 500", "words are"),
-    ("faults", "x", "/latest/* reset from +1s until +2s", "words are"),
+    ("faults", "x", "/latest/* status 503 status 500", "known words"),
+    ("faults", "x", "/latest/* reset from +1s until +2s", "known words"),
     ("faults", "x", "/latest/* code", "AssumeRoleUnauthorizedAccess"),
 ]
 
@@ -269,7 +269,7 @@ UNKNOWN = [  # text, what the error must say
     ("[DEFAULT]\nrole = x\n", "[DEFAULT]: unknown section"),
     ("[interfaces eth1]\n", "[interfaces eth1]: unknown section; did you mean interface NAME?"),
     ("[server x]\n", "[server x]: unknown section"),
-    ("[zzz]\n", "[zzz]: unknown section; known are: "),
+    ("[zzz]\n", "[zzz]: unknown section; use one of: "),
     ("[interface]\n", "[interface]"),
     ("[role]\n", "[role]"),
     ("[server]\nallowed-host = x\n",
@@ -277,19 +277,19 @@ UNKNOWN = [  # text, what the error must say
     ("[server]\nport = 80\n",
      "[server] port: unknown key; write bind = 127.0.0.1:8000 in [server]"),
     ("[server]\nzzz = 80\n",
-     "[server] zzz: unknown key; known are: addresses, allowed-hosts, bind, error-bodies, log"),
+     "[server] zzz: unknown key; use one of: addresses, allowed-hosts, bind, error-bodies, log"),
     ("[instance]\ninstance_id = i-1234abcd\n",
      "[instance] instance_id: unknown key; did you mean instance-id?"),
     ("[instance]\nInstance-Id = i-1234abcd\n",
      "[instance] Instance-Id: unknown key; did you mean instance-id?"),
     ("[instance]\nregion = us-east-1\n",
-     "[instance] region: unknown key; write availability-zone = eu-central-1a, from which "),
+     "[instance] region: unknown key; write availability-zone = eu-central-1a; the region "),
     ("[instance]\nrole = x\n",
-     "[instance] role: unknown key; it belongs into [credentials]"),
+     "[instance] role: unknown key; it belongs in [credentials]"),
     ("[instance]\nsource = static\n",
-     "[instance] source: unknown key; it belongs into [credentials] or [role NAME]"),
+     "[instance] source: unknown key; it belongs in [credentials] or [role NAME]"),
     ("[interface eth1]\ninstance-id = i-1234abcd\n",
-     "[interface eth1] instance-id: unknown key; it belongs into [instance]"),
+     "[interface eth1] instance-id: unknown key; it belongs in [instance]"),
     ("[role build]\nrole = x\n", "[role build] role: unknown key"),
     ("[events]\nspot-interuption = +1s stop\n",
      "[events] spot-interuption: unknown key; did you mean spot-interruption?"),
@@ -314,8 +314,8 @@ CONFLICTS = [  # text, section and key that the error must name
     ("[metadata]\n/latest/own/below = x\n/latest/own = y\n", "[metadata] /latest/own: "),
     ("[metadata]\nspot = x\n[events]\nspot-interruption = +90s terminate\n", "[metadata] spot: "),
     ("[user-data]\ntext = a\nfile = /dev/null\n", "[user-data] "),
-    ("[user-data]\ntext = a\nbase64 = YQ==\n", "[user-data] base64: there is a text already"),
-    ("[user-data]\nbase64 = %s\n" % ("YWFh" * 5462), "[user-data] base64: over 16384 bytes"),
+    ("[user-data]\ntext = a\nbase64 = YQ==\n", "[user-data] base64: text is set as well"),
+    ("[user-data]\nbase64 = %s\n" % ("YWFh" * 5462), "[user-data] base64: larger than the"),
     ("[metadata]\n/a = x\n[role R]\npath = /a\nform = container\n", "[metadata] /a: "),
     ("[metadata]\n/a/b = x\n[role R]\npath = /a\n", "[role R] path: "),
     ("[metadata]\n/a = x\n/a/b = y\n", "[metadata] /a: "),
@@ -412,8 +412,8 @@ def test_former_key(check, make_metadata, line, replacement):
 
     assert code == 1
     path = replacement.split(" = ")[0]
-    assert said == ("fake-metadata: FILE:2: [instance] %s: is no key any more; "
-                    "write in [metadata]: %s = the same\n" % (key, path))
+    assert said == ("fake-metadata: FILE:2: [instance] %s: no longer a key; "
+                    "write in [metadata]: %s = the same value\n" % (key, path))
     full_path = path if path.startswith("/") else "/latest/meta-data/" + path
     assert make_metadata("[metadata]\n" + replacement).find(full_path).body == value.encode()
 
@@ -422,7 +422,7 @@ def test_former_key_with_a_list(check):
     """A list that stood in one line is one item a line in [metadata]."""
     _, said = check("[instance]\nancestor-ami-ids = ami-11111111, ami-22222222\n")
 
-    assert "ancestor-ami-ids = the first, and each of the others indented on a line" in said
+    assert "ancestor-ami-ids = the first value, and each further one on an indented line" in said
 
 
 def test_all_defaults_are_those_that_a_parser_gives(load):
@@ -443,16 +443,16 @@ def test_error_shows_no_secret(check, text):
 
 
 @pytest.mark.parametrize("text, error", [
-    ("role = x\n", "FILE:1: a key in front of any [section]"),
+    ("role = x\n", "FILE:1: a key before the first [section]"),
     ("[server]\n\"bind = x\n", "FILE:2: neither a [section]"),
     ("[server]\nlog = x\n[user-data]\n[server]\nlog = y\n",
-     "FILE:5: [server] log: is there twice, in lines 2 and 5"),
+     "FILE:5: [server] log: set twice, in lines 2 and 5"),
     ("[server]\n\nbind 127.0.0.1\n", "FILE:3: neither a [section]"),
     ("[]\n", "FILE:1: neither a [section]"),
     ("[server]\n= x\n", "FILE:2: neither a [section]"),
     ("[tags] Name = x\n", "FILE:1: neither a [section]"),
     ("[metadata]\n[x]y = z\n", "FILE:2: neither a [section]"),
-    (b"[server]\nlog = \xff\n", "FILE: is not UTF-8"),
+    (b"[server]\nlog = \xff\n", "FILE: not UTF-8"),
     (b"\0\0\0\0", "FILE:1: neither"),
     pytest.param("[server]\na%sb\n" % (" " * 200000), "FILE:2: neither", id="blanks"),  # soon
 ])
@@ -523,7 +523,7 @@ def test_all_mistakes_at_once(check):
         ["13", "[instance] region"],
         ["13", "[instance] region"],
     ]
-    assert lines[1].endswith("8000 is a port alone; write 127.0.0.1:8000")
+    assert lines[1].endswith("8000 is only a port; write 127.0.0.1:8000")
 
 
 def test_bad_key_is_not_missing_too(check):
@@ -531,7 +531,7 @@ def test_bad_key_is_not_missing_too(check):
     code, said = check(STATIC + "secret-access-key = not one word\n")
 
     assert code == 1
-    assert said.startswith("fake-metadata: FILE:4: [credentials] secret-access-key: not right")
+    assert said.startswith("fake-metadata: FILE:4: [credentials] secret-access-key: invalid value")
     assert said.count("\n") == 1
 
 
@@ -541,7 +541,7 @@ def test_many_mistakes(check):
 
     assert code == 1
     assert said.count("\n") == fake_metadata.MAX_MISTAKES + 1
-    assert said.endswith("and 980 more mistakes\n")
+    assert said.endswith("and 980 more errors\n")
 
 
 def test_mistakes_that_only_the_whole_shows(check):
@@ -660,10 +660,10 @@ def test_later_override_wins(load_all):
 
 
 @pytest.mark.parametrize("text, error", [
-    ("tags", "write SECTION.KEY=VALUE"),
-    ("tags=x", "tags: write SECTION.KEY; sections are: server, "),
-    ("nothing.a=x", "nothing.a: write SECTION.KEY; sections are: server, "),
-    ("tags.=x", "[tags]: which key?"),
+    ("tags", "not SECTION.KEY=VALUE"),
+    ("tags=x", "tags: no such section; write SECTION.KEY with one of: server, "),
+    ("nothing.a=x", "nothing.a: no such section; write SECTION.KEY with one of: server, "),
+    ("tags.=x", "[tags]: no key"),
     ("instance.mac=x", "[instance] mac: "),
     ("=x", "write SECTION.KEY"),
     (".=x", "write SECTION.KEY"),
@@ -696,7 +696,7 @@ def test_standard_input(name):
     """- and /dev/stdin are standard input."""
     assert run("--test-config", "--config", name, input="[instance]\nregion = x\n") == (1, "", (
         "fake-metadata: %s:2: [instance] region: unknown key; write availability-zone = "
-        "eu-central-1a, from which the region follows\n") % name.replace("-", "standard input"))
+        "eu-central-1a; the region follows from it\n") % name.replace("-", "standard input"))
 
 
 def test_pipe_of_a_shell():
@@ -726,7 +726,7 @@ def test_pipe_is_kept_over_a_reload(serve, tmp_path):
 @pytest.mark.parametrize("path, error", [
     ("/nowhere/a.conf", "/nowhere/a.conf: No such file or directory"),
     ("/", "/: Is a directory"),
-    ("/dev/zero", "/dev/zero: is over 16777216 bytes"),
+    ("/dev/zero", "/dev/zero: larger than 16777216 bytes"),
 ])
 def test_file_that_cannot_be_read(path, error):
     """A file that cannot be read is an error with its name."""
@@ -740,7 +740,7 @@ def test_lone_port(argument):
 
     assert code == 1
     assert error == (
-        "fake-metadata: HOST: %s is a port alone; write 127.0.0.1:8001\n" % argument)
+        "fake-metadata: HOST: %s is only a port; write 127.0.0.1:8001\n" % argument)
 
 
 @pytest.mark.parametrize("rest", [["--test-config"], ["--", "true"]], ids=["test", "command"])
@@ -821,15 +821,15 @@ def test_when(text, seconds):
 ROLE_PATH = "/latest/meta-data/iam/security-credentials/BaseIAMRole"
 PAST = "2020-01-01T00:00:00Z"
 IDLE = {  # configuration -> its line that does nothing, and what is said of it
-    "[tags]\nName = x\n": (1, "[tags]: not served, unless [metadata-options] has"),
+    "[tags]\nName = x\n": (1, "[tags]: not served unless [metadata-options] has"),
     "[credentials]\nprofile = dev\n": (
-        2, "[credentials] profile: not used, unless source = profile"),
+        2, "[credentials] profile: not used unless source = profile"),
     "[credentials]\nsource = process\ncommand = x\nfile = y\n": (
-        4, "[credentials] file: not used, unless source = profile"),
+        4, "[credentials] file: not used unless source = profile"),
     "[role Build]\ntimeout = 3s\n": (
-        2, "[role Build] timeout: not used, unless source = profile or process"),
+        2, "[role Build] timeout: not used unless source = profile or process"),
     "[role Build]\nform = container\n": (
-        2, "[role Build] form: not used: it is that of a path, and there is none"),
+        2, "[role Build] form: not used: form is for a path, and there is none"),
     "[credentials]\nrole =\nextended = yes\n": (
         3, "[credentials] extended: not used: role is empty"),
     "[events]\nspot-interruption = %s stop\n" % PAST: (
@@ -840,11 +840,11 @@ IDLE = {  # configuration -> its line that does nothing, and what is said of it
         2, "[events] scheduled-maintenance: all its times are past"),
     "[events]\ntarget-lifecycle-state = %s Standby, %s InService\n" % (PAST, PAST): (
         2, "[events] target-lifecycle-state: all its times are past"),
-    "[faults]\nx = /latest/* status 503 from %s for 5s\n" % PAST: (2, "[faults] x: is over"),
-    "[faults]\nx = /latest/metadata/* status 503\n": (2, "[faults] x: matches no path"),
-    "[faults]\nx = /latest/meta-data/mac code Failed\n": (2, "[faults] x: matches no path"),
-    "[faults]\nx = /latest/meta-data/no empty\n": (2, "[faults] x: matches no path"),
-    "[faults]\na b = %ss status 503\n" % ROLE_PATH: (2, "[faults] a b: matches no path"),
+    "[faults]\nx = /latest/* status 503 from %s for 5s\n" % PAST: (2, "[faults] x: the fault is"),
+    "[faults]\nx = /latest/metadata/* status 503\n": (2, "[faults] x: has no effect"),
+    "[faults]\nx = /latest/meta-data/mac code Failed\n": (2, "[faults] x: has no effect"),
+    "[faults]\nx = /latest/meta-data/no empty\n": (2, "[faults] x: has no effect"),
+    "[faults]\na b = %ss status 503\n" % ROLE_PATH: (2, "[faults] a b: has no effect"),
 }
 
 
@@ -898,6 +898,6 @@ def test_setting_that_does_nothing_in_the_log(serve):
 
     service.reload()
 
-    told = r"fake-metadata: \S+:4: \[faults\] once: is over: it strikes no more"
+    told = r"fake-metadata: \S+:4: \[faults\] once: the fault is over"
     assert wait_for(lambda: re.search(told, service.log()))
     assert service.log().count("[tags]: not served") == 2

@@ -78,7 +78,7 @@ ANSWERS = [  # configuration, path, Authorization or None, status, content type,
     (TOKENS, "/v1/credentials", None, 400, TEXT, NO_TOKEN),
     (TOKENS, "/v1/credentials", "", 400, TEXT, NO_TOKEN),
     (TOKENS, "/v1/credentials", "other", 400, TEXT,
-     "Service account token cannot be parsed: it is none of the configuration\n"),
+     "Service account token cannot be parsed: it is not configured\n"),
     (TOKENS, "/v1/credentials?id=Build", "of-build", 200, JSON, TASK % OF_BUILD),
     (TOKENS, "/v1/credentials?id=Build", "of-all", 401, JSON, task_error(
         "AccessDenied", "the Authorization header is missing or wrong", 401)),
@@ -230,12 +230,12 @@ def test_token_file_of_a_role(make_metadata, token_file):
      "[container] authorization-token-file: /nowhere: No such file or directory"),
     ("[role Build]\nauthorization-token-file = /\n", "[role Build] authorization-token-file: /: "),
     ("[container]\nauthorization-token = x\nauthorization-token-file = /etc/passwd\n",
-     "[container] authorization-token-file: there is an authorization-token already"),
-    ("[role a]\npath = /x\n[role b]\npath = /x\n", "[role b] path: /x is there twice"),
+     "[container] authorization-token-file: authorization-token is set as well"),
+    ("[role a]\npath = /x\n[role b]\npath = /x\n", "[role b] path: /x is already a path of"),
     ("[role a]\npath = /latest\n", "[role a] path: not a path"),
     ("[role a]\npath = /latest/api/token\n", "[role a] path: not a path"),
-    ("[role a]\npath = /latest/meta-data/iam\n", "[role a] path: iam cannot have a value, since"),
-    ("[role a]\npath = /latest/meta-data/mac/x\n", "[role a] path: mac cannot have a value, since"),
+    ("[role a]\npath = /latest/meta-data/iam\n", "[role a] path: iam cannot have a value: "),
+    ("[role a]\npath = /latest/meta-data/mac/x\n", "[role a] path: mac cannot have a value: "),
 ])
 def test_bad_configuration(check, text, error):
     """What cannot be is said with section and key."""

@@ -755,7 +755,7 @@ def test_again_and_again(make_metadata, clock):
 def test_every_needs_a_shorter_for(check, words):
     """A fault that recurs says for how long it strikes each time, and that is shorter."""
     assert check("[faults]\nx = /latest/* empty %s\n" % words) == (1, (
-        "fake-metadata: FILE:2: [faults] x: every needs a for that is shorter, such as: "
+        "fake-metadata: FILE:2: [faults] x: every needs a shorter for; write it like: "
         "every 60s for 5s\n"))
 
 

@@ -644,7 +644,7 @@ def test_hosts_of_the_configuration_are_allowed(serve):
         assert service.get("/latest/", Host=host)[0] == status, host
 
 
-REFUSED = "host imds.test is not allowed; see allowed-hosts in [server]"
+REFUSED = "host imds.test is not allowed; add it to allowed-hosts in [server]"
 
 
 @pytest.mark.parametrize("bodies, path, body", [

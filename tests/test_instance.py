@@ -772,7 +772,7 @@ WHOLE = ("[metadata]\n/v4/0123/task = {}\n/openstack/latest/meta_data.json = {1}
     ("/role", None),
 ])
 def test_whole_paths(make_metadata, path, expected):
-    """A path with a slash in front is one from the root; its directories are listed."""
+    """A path with a leading slash is one from the root; its directories are listed."""
     assert value(make_metadata(WHOLE), path) == expected
 
 
@@ -951,7 +951,7 @@ def test_dump_of_a_source_that_fails(tmp_path, capfd):
     assert "/latest/meta-data/instance-id\n" in result.stdout
     assert "(no credentials)" in result.stdout
     assert result.stderr.startswith(
-        "fake-metadata: no new credentials for BaseIAMRole: the command failed with 1;")
+        "fake-metadata: no new credentials for BaseIAMRole: the command failed with status 1;")
     assert result.stderr.count("\n") == 1
 
 

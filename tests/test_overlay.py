@@ -146,11 +146,11 @@ def test_what_a_change_says(overlay, config):
         "tags.Name = x (until the next boot; was: of-the-file)")
     assert change("set", "tags.Name", "y") == "tags.Name = y (until the next boot; was: x)"
     assert change("set", "tags.Other", "") == (
-        "tags.Other = (empty) (until the next boot; was: nothing)")
+        "tags.Other = (empty) (until the next boot; was: not set)")
     assert change("unset", "tags.Name") == (
         "tags.Name = of-the-file (as in the configuration; was: y)")
     assert change("unset", "tags.Other") == (
-        "tags.Other = nothing (as in the configuration; was: (empty))")
+        "tags.Other = not set (as in the configuration; was: (empty))")
     assert written_texts([str(overlay)]) == {}
 
 
@@ -163,7 +163,8 @@ def test_event_that_is_set_again(overlay, config):
     second = change("set", "events.rebalance-recommendation", "+0s")
     assert "it goes on" not in first
     assert second.endswith(
-        "(until the next boot; it goes on: unset it first, to begin it anew; was: +0s)")
+        "(until the next boot; unchanged, so not restarted: to restart it, unset it first; "
+        "was: +0s)")
 
 
 def test_unset_of_what_is_not_set(overlay, config):
@@ -204,8 +205,8 @@ def test_show(overlay, config):
     assert overlay_in_words(str(overlay), [str(config)]) == [
         "set until the next boot:",
         "  tags.Name = x (in the configuration: of-the-file)",
-        "  metadata.a = (3 characters) (in the configuration: nothing)",
-        "  events.spot-interruption = (empty) (in the configuration: nothing)"]
+        "  metadata.a = (3 characters) (in the configuration: not set)",
+        "  events.spot-interruption = (empty) (in the configuration: not set)"]
 
 
 # ---- the command line
@@ -217,17 +218,17 @@ def test_value_from_standard_input(overlay):
     code, said = run(["--overlay", str(overlay), "set", "metadata./latest/a"], given)
 
     assert (code, said) == (0, "metadata./latest/a = (34 characters) "
-                               "(until the next boot; was: nothing)\n")
+                               "(until the next boot; was: not set)\n")
     assert written_texts([str(overlay)]) == {
         "metadata": {"/latest/a": "-----BEGIN-----\nMII=\n-----END-----"}}
 
 
 BAD_USE = {
-    "no verb": ([], b"", "write FILE set NAME"),
-    "another verb": (["list"], b"", "write FILE set NAME"),
+    "no verb": ([], b"", "write FILE set SECTION.KEY"),
+    "another verb": (["list"], b"", "write FILE set SECTION.KEY"),
     "no name": (["set"], b"x", "write SECTION.KEY"),
-    "no UTF-8": (["set", "tags.Name"], b"\xff", "is not UTF-8"),
-    "too long": (["set", "tags.Name"], b"x" * 65537, "over 65536 bytes"),
+    "no UTF-8": (["set", "tags.Name"], b"\xff", "not UTF-8"),
+    "too long": (["set", "tags.Name"], b"x" * 65537, "larger than 65536 bytes"),
 }
 
 
@@ -341,7 +342,7 @@ def test_rotation_that_takes_its_time(watched, tmp_path):
     (tmp_path / "slow").write_text("")
 
     service.signal(signal.SIGUSR1)
-    wait_for(lambda: "new credentials asked for" in service.log())
+    wait_for(lambda: "new credentials requested" in service.log())
     service.get("/latest/")
     assert state()["rotations"] == 0
     (tmp_path / "slow").unlink()
@@ -373,7 +374,7 @@ def test_state_follows_what_is_served(watched):
 HARM = {
     "a folder": lambda path: path.mkdir(),
     "a pipe": lambda path: os.mkfifo(str(path)),
-    "no JSON": lambda path: path.write_text("{"),
+    "did not print JSON": lambda path: path.write_text("{"),
     "a list": lambda path: path.write_text("[]"),
     "other types": lambda path: path.write_text('{"starts": "x", "reloads": null}'),
     "a link to nowhere": lambda path: path.symlink_to("/nonexistent/state"),
@@ -407,11 +408,11 @@ def test_show_says_what_is_served(watched, overlay, tmp_path):
     command = ["--config", service.config_path, "--overlay", str(overlay), "show"]
     _, said = run(command, RUNTIME_DIRECTORY=str(tmp_path / "run"))
     assert re.search(r"role BaseIAMRole: \.\.\.\w{4}, until 20", said), said
-    assert "  fault outage strikes\n" in said and "changed since" not in said
+    assert "  fault outage is active\n" in said and "changed since" not in said
 
     service.write_config("")
     _, said = run(command, RUNTIME_DIRECTORY=str(tmp_path / "run"))
-    assert "fake-metadata.conf, changed since then: service fake-metadata reload\n" in said
+    assert "fake-metadata.conf, changed since then; remedy: service fake-metadata reload\n" in said
 
 
 def test_rotation_after_a_bad_reload(watched, overlay, tmp_path):
@@ -422,5 +423,5 @@ def test_rotation_after_a_bad_reload(watched, overlay, tmp_path):
     wait_until(state, reloads=1, rotations=1)
 
     _, said = run(["--overlay", str(overlay), "show"], RUNTIME_DIRECTORY=str(tmp_path / "run"))
-    assert "not taken, what was served before stays:\n  %s:2: [instance] bogus" % (
+    assert "not reloaded, the old configuration stays:\n  %s:2: [instance] bogus" % (
         service.config_path) in said

@@ -161,8 +161,8 @@ def test_line_to_paste(bind, url):
     process.terminate()
     process.communicate()
 
-    assert pasted == ("fake-metadata: paste this: export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s\n"
-                      % (url % port))
+    assert pasted == ("fake-metadata: paste this in another shell: "
+                      "export AWS_EC2_METADATA_SERVICE_ENDPOINT=%s\n" % (url % port))
 
 
 def test_warning_about_other_addresses(serve):
@@ -172,8 +172,9 @@ def test_warning_about_other_addresses(serve):
 
 
 @pytest.mark.parametrize("address, reason", [
-    ("127.0.0.1:%d", r"Address already in use; another one: fake_metadata.py 127.0.0.1:\d+, on a "
-     r"box PORT=\d+ in /etc/default/fake-metadata; who has it: ss -ltnp sport = :\d+"),
+    ("127.0.0.1:%d", r"Address already in use; to use another: fake_metadata.py 127.0.0.1:\d+ "
+     r"\(on a box: PORT=\d+ in /etc/default/fake-metadata\); to see what uses it: "
+     r"ss -ltnp sport = :\d+"),
     ("192.0.2.1:0", "Cannot assign requested address"),
     ("no-such-host.invalid:0", ""), ("[2001:db8::1]:0", "")])
 def test_failure_to_listen(address, reason):
@@ -265,7 +266,7 @@ def test_bad_address(capfd, address):
     code, (said, error) = fake_metadata.main([address]), capfd.readouterr()
 
     assert (code, said) == (1, "")
-    assert re.fullmatch("fake-metadata: .* is not an (IPv6 )?address.*\n", error)
+    assert re.fullmatch("fake-metadata: .* not an (IPv6 )?address.*\n", error)
 
 
 def test_name_of_a_file_that_is_no_text(capfd):
@@ -553,7 +554,7 @@ def test_new_credentials_now(serve):
     wait_for(lambda: service.log().count("new credentials for Build") == 2)
 
     assert not set(before) & {service.get(path)[2] for path in paths}
-    assert "new credentials asked for" in service.log()
+    assert "new credentials requested" in service.log()
 
 
 def test_credentials_file_that_changes(serve, tmp_path):
@@ -628,7 +629,7 @@ def test_new_credentials_during_a_fetch(serve, gate):
 
     for _ in range(5):
         service.signal(signal.SIGUSR1)
-        wait_for(lambda: "new credentials asked for" in service.log())
+        wait_for(lambda: "new credentials requested" in service.log())
     assert gate.begun() == 1
     gate.open()
     gate.wait_until_begun(2)

@@ -100,7 +100,7 @@ def test_methods_after_the_end():
     with fake_metadata.serve() as imds:
         pass
     for call in (imds.rotate, lambda: imds.configure(""), lambda: imds.requests):
-        with pytest.raises(RuntimeError, match="ended"):
+        with pytest.raises(RuntimeError, match="this service has stopped"):
             call()
 
 
@@ -112,7 +112,7 @@ def test_end_while_another_thread_waits(tmp_path):
         with fake_metadata.serve() as imds:
             waiting = pool.submit(imds.configure, slow)
             wait_for(begun.exists, what="the source")
-        with pytest.raises(RuntimeError, match="ended"):
+        with pytest.raises(RuntimeError, match="this service has stopped"):
             waiting.result(10)
 
 

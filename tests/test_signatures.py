@@ -330,7 +330,7 @@ def write(path, text):
     return str(path)
 
 
-KEY, WANTED = PAIR.in_pem(), "has to have an RSA key without a passphrase"
+KEY, WANTED = PAIR.in_pem(), "not an RSA private key"
 LONG = fake_metadata.RSAKey(*(number << 3073 for number in PAIR)).in_pem()
 CERTIFICATE = pem("CERTIFICATE", make_certificate(PAIR))
 LARGE = PAIR._replace(prime1=PAIR.prime1 << 64).in_pem()
@@ -338,9 +338,9 @@ WRONG = PAIR._replace(exponent1=PAIR.exponent1 + 2).in_pem()
 SHORT = fake_metadata.RSAKey(*(number >> 600 for number in PAIR)).in_pem()
 
 
-NO_CERTIFICATE = "has to have a certificate in it"
+NO_CERTIFICATE = "not a certificate"
 BAD_KEYS = {  # name -> key, certificate, error; keys are other ones in each run
-    "no key": (None, CERTIFICATE, "[instance-identity] certificate: needs a key beside it"),
+    "no key": (None, CERTIFICATE, "[instance-identity] certificate: needs its private key"),
     "empty": ("", None, WANTED),
     "no PEM": ("no PEM", None, WANTED),
     "certificate for a key": (CERTIFICATE, None, WANTED),
@@ -359,7 +359,7 @@ BAD_KEYS = {  # name -> key, certificate, error; keys are other ones in each run
     "certificate of nothing": (KEY, pem("CERTIFICATE", b""), NO_CERTIFICATE),
     "certificate of a number": (KEY, pem("CERTIFICATE", b"0\x03\x02\x01\x00"), NO_CERTIFICATE),
     "certificate of another key": (
-        KEY, pem("CERTIFICATE", make_certificate(OTHER)), "certificate: is not that of the key"),
+        KEY, pem("CERTIFICATE", make_certificate(OTHER)), "certificate: does not belong to the"),
 }
 
 

@@ -317,8 +317,8 @@ def test_forgotten_instances(make_metadata):
 
 @pytest.mark.parametrize("text, words", [
     ("[instance web]\n", "[instance web] from: missing"),
-    ("[instance web]\nfrom = here\n", "FILE:2: [instance web] from: not an address or a block"),
-    ("[instance web]\nfrom = 10.0.0.1/16\n", "[instance web] from: not an address or a block"),
+    ("[instance web]\nfrom = here\n", "FILE:2: [instance web] from: not an address or block"),
+    ("[instance web]\nfrom = 10.0.0.1/16\n", "[instance web] from: not an address or block"),
     ("[instance web]\nfrom = 10.0.0.1\neach = maybe\n", "[instance web] each: "),
     ("[instance web]\nfrom = 10.0.0.1\ninstance-type = big\n", "[instance web] instance-type: "),
     ("[instance web]\nfrom = 10.0.0.1\npublic-key = ssh-rsa AAAA\n", "[instance web] public-key: "),
@@ -329,7 +329,7 @@ def test_forgotten_instances(make_metadata):
     ("[user-data web]\ntext = y\n", "[user-data web]: there is no [instance web]"),
     ("[interface eth1]\ninstance = web\n", "[interface eth1] instance: there is no [instance web]"),
     ("[faults]\nx = /* reset instance web\n", "[faults] x: there is no [instance web]"),
-    ("[faults]\nx = /* reset instance\n", "[faults] x: which instance?"),
+    ("[faults]\nx = /* reset instance\n", "[faults] x: instance without a name"),
     ("[instance web]\nfrom = 10.0.0.1\n[metadata web]\nami-id/x = 1\n",
      "FILE:3: [metadata web] ami-id: ami-id cannot have a value"),
 ])
@@ -347,8 +347,8 @@ def test_who_sees_what_in_words(check):
     assert code == 0
     assert said.splitlines()[1:] == [
         "instance web: for clients from 10.0.3.7/32, 10.0.4.0/24",
-        "instance fleet: for each client by itself from 172.18.0.0/16",
-        "role A: for users ci, root that are clients from 127.0.0.1/32"]
+        "instance fleet: for each client from 172.18.0.0/16",
+        "role A: for users ci, root from 127.0.0.1/32"]
 
 
 def test_state_lists_who_sees_what(serve, tmp_path):

@@ -857,7 +857,7 @@ def test_credentials_file_that_others_can_read(serve, tmp_path):
     write_profile(path, 1)
     path.chmod(0o644)
     service = serve("[credentials]\nsource = profile\nfile = %s\n" % path)
-    assert generation_of(service.get(CREDENTIALS)[2]) == 1 and "others can read" in service.log()
+    assert generation_of(service.get(CREDENTIALS)[2]) == 1 and "users can read" in service.log()
 
 
 def process_document(generation, expires="2037-01-01T00:00:00Z"):
@@ -869,11 +869,11 @@ def process_document(generation, expires="2037-01-01T00:00:00Z"):
 
 HANGS = "echo $$ >>pids; (sleep 1000 & echo $! >>pids; wait) & echo $! >>pids; sleep 1000"
 COMMANDS = [  # what the command does, what the log says of it
-    ("exit 3", "failed with 3"),
-    ("kill -9 $$", "failed with -9"),
-    ("echo", "printed no JSON"),
-    ("echo '{'", "printed no JSON"),
-    ("printf '%s' '" + process_document(9)[:-30] + "'", "printed no JSON"),
+    ("exit 3", "failed with status 3"),
+    ("kill -9 $$", "killed by signal 9"),
+    ("echo", "did not print JSON"),
+    ("echo '{'", "did not print JSON"),
+    ("printf '%s' '" + process_document(9)[:-30] + "'", "did not print JSON"),
     ("echo '[]'", "Version"),
     ("echo '{\"Version\": 2}'", "Version"),
     ("echo '" + process_document(9).replace('"Version": 1', '"Version": "1"') + "'", "Version"),
@@ -881,14 +881,14 @@ COMMANDS = [  # what the command does, what the log says of it
      "secret access key"),
     ("echo '" + process_document(9).replace('"secret-of-generation-000009"', "5") + "'",
      "secret access key"),
-    ("echo '" + process_document(9).replace("ASIAGENERATION000009", "") + "'", "access key id"),
+    ("echo '" + process_document(9).replace("ASIAGENERATION000009", "") + "'", "access key ID"),
     ("echo '" + process_document(9, "2001-01-01T00:00:00Z") + "'", "expired"),
     ("echo '" + process_document(9, "tomorrow") + "'", "expiration"),
-    ("printf '\\377\\000'", "printed no JSON"),
-    ("yes", "over 65536 bytes"),
-    ("yes >&2", "took too long"),
-    ("exec 1>&- 2>&-; sleep 1000", "took too long"),
-    (HANGS, "took too long"),
+    ("printf '\\377\\000'", "did not print JSON"),
+    ("yes", "more than 65536 bytes"),
+    ("yes >&2", "timed out"),
+    ("exec 1>&- 2>&-; sleep 1000", "timed out"),
+    (HANGS, "timed out"),
 ]
 
 

@@ -100,7 +100,7 @@ LINES = {
     "other path": (logged("/latest/meta-data/mac", client=" v1 user=deploy"), None),
     "listing": (logged(ROLE.replace("BaseIAMRole", ""), client=" v1 user=deploy"), None),
     "refused": (logged(status=401, client=" v1 user=deploy"), None),
-    "unanswered": (logged(status=0, client=" v1 user=deploy", rest=" the client has gone"), None),
+    "unanswered": (logged(status=0, client=" v1 user=deploy", rest=" client closed"), None),
     "head": (logged(method="HEAD", client=" v1 user=deploy"), None),
     "of the service": ("2026-12-01T08:00:00Z fake-metadata: \"GET %s HTTP/1.1\" 200 1 0.1ms \"x\" "
                        "v1 user=root\n" % ROLE, None),
@@ -181,8 +181,8 @@ v1             2  2026-12-01T07:00:00Z  2026-12-01T10:00:00Z  user deploy  %s...
 container      1  2026-12-01T08:00:00Z  2026-12-01T08:00:00Z  user ci      curl/8.5.0
 v2             1  2026-12-01T09:00:00Z  2026-12-01T09:00:00Z  user ann     curl/8.5.0
 
-container: needs an authorization-token, no session token, with http-tokens = required
-?: 1 request that was logged without v1 or v2; to have them logged from now on:
+container: with http-tokens = required it needs an authorization-token, no session token
+?: 1 request was logged without v1 or v2; to log it from now on:
    service fake-metadata set server.log-clients yes
 1 of 3 would break with http-tokens = required
 """ % ("old" * 20)
@@ -486,8 +486,9 @@ def test_client_that_has_gone(serve):
         client.sendall(get(path=CREDENTIALS))
         wait_for(lambda: open_connections(service) == 1, what="the connection")
 
-    wait_for(lambda: "the client has gone" in service.log(), what="the line")
-    assert service.log().endswith('" v1 user=? fault slow: delay 2s; the client has gone\n')
+    wait_for(lambda: "client closed the connection" in service.log(), what="the line")
+    assert service.log().endswith(
+        '" v1 user=? fault slow: delay 2s; client closed the connection\n')
 
 
 @pytest.fixture
