@@ -1062,7 +1062,7 @@ def derive_keys(i: Instance) -> None:
     if keys and i.key_name:
         names[0] = i.key_name
     if not all(names):
-        raise ConfigError("has no name; write key-name = my-key, or a comment behind the key",
+        raise ConfigError("has no name; write key-name = my-key, or a comment after the key",
                           "instance", "public-key")
     i.public_keys = [
         Instance(key_number=number, public_key=key) for number, key in enumerate(keys)]
@@ -1868,8 +1868,8 @@ def profile_remedy(name: str, files: Iterable[str]) -> str:
 
 def copy_remedy(words: str) -> str:
     """Say how to copy a file, as a shell writes it, for the user of the service on a box."""
-    return "remedy: sudo install -o %s -m 400 %s %s, and in the configuration: file = %s" % (
-        SERVICE_USER, words, BOX_CREDENTIALS, BOX_CREDENTIALS)
+    return "remedy: sudo install -o %s -m 400 %s %s; then write file = %s in %s" % (
+        SERVICE_USER, words, BOX_CREDENTIALS, BOX_CREDENTIALS, "/etc/fake-metadata.conf")
 
 
 def is_service_user() -> bool:
@@ -2534,7 +2534,7 @@ def configured_identity(settings: dict) -> Optional[Tuple[RSAKey, bytes]]:
     """Read the key and the certificate that [instance-identity] names. Raises ConfigError."""
     if not settings["key"]:
         if settings["certificate"]:
-            raise ConfigError("needs its private key: key = /etc/fake-metadata.key",
+            raise ConfigError("needs its private key; write key = /etc/fake-metadata.key",
                               "instance-identity", "certificate")
         return None
     key = read_pem_file("key", settings["key"], read_rsa_key,
@@ -5743,7 +5743,7 @@ FAULT_LIMITS = {
 def whose_name(text: str) -> str:
     """Return the NAME of an [instance NAME]."""
     if not text:
-        raise ValueError("instance without a name; write the NAME of an [instance NAME]")
+        raise ValueError("no name; write the NAME of an [instance NAME]")
     return text
 
 
@@ -5758,11 +5758,13 @@ def fault_rule(text: str) -> dict:
     known = {**FAULT_ACTIONS, **FAULT_LIMITS, "message": one_line, "instance": whose_name}
     values, rest = {}, iter(words)
     for word in rest:
-        if word not in known or word in values:
-            raise ValueError("%s is unknown or repeated; known words: %s" % (
-                shown_key(word, "a word"), ", ".join(known)))
+        if word in values:
+            raise ValueError("%s is set twice; write it once" % word)
+        if word not in known:
+            raise ValueError("unknown word %s; use one of: %s" % (
+                shown_key(word, "(hidden)"), ", ".join(known)))
         parse = known[word]
-        values[word] = parse(next(rest, "")) if parse else True
+        values[word] = value_of_word(word, parse, next(rest, "")) if parse else True
     message = values.pop("message", "")
     if "code" in values:
         values["code"] = values["code"], message
@@ -5774,6 +5776,14 @@ def fault_rule(text: str) -> dict:
     if not actions:
         raise ValueError("no action; write one of: %s" % ", ".join(FAULT_ACTIONS))
     return {"path": path, "actions": actions, **values}
+
+
+def value_of_word(word: str, parse: Parser, text: str) -> Any:
+    """Parse what follows a word of a fault; its error names the word."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError("%s: %s" % (word, error))
 
 
 one_user = matching(r"[\w.@+-]+[$]?", "deploy")
@@ -5951,7 +5961,7 @@ VARIABLES = {
 
 # Words that people know from elsewhere -> what to write instead.
 OTHER_NAMES = {
-    "region": "availability-zone = eu-central-1a; the region follows from it",
+    "region": "availability-zone = eu-central-1a, which sets the region",
     "zone": "availability-zone = eu-central-1a",
     "az": "availability-zone = eu-central-1a",
     "hostname": "local-hostname = ip-10-0-0-5.ec2.internal",
@@ -6147,7 +6157,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
             indent = FOREVER
             words = "neither a [section] nor key = value"
             if pair:
-                words = "a key before the first [section]"
+                words = "a key before the first [section]; write one above it, such as [instance]"
             mistakes.add(ConfigError(words, place=place))
     return settings
 
@@ -6345,8 +6355,8 @@ def idle_events(service: MetadataService) -> Iterator[Idle]:
     for event in service.events:
         if event.was_over():
             section = "events " + event.instance if event.instance else "events"
-            yield section, event.name, ("all its times are past: the event is served as it "
-                                         "ended")
+            yield section, event.name, ("all its times are past; the event is served in its "
+                                         "final state")
 
 
 def idle_faults(service: MetadataService) -> Iterator[Idle]:
@@ -6359,8 +6369,8 @@ def idle_faults(service: MetadataService) -> Iterator[Idle]:
             yield "faults", fault.name, "the fault is over, and stays off until its line changes"
         elif not any(fault.concerns(path, found)
                      for name in names for path, found in paths_of(name).items()):
-            yield "faults", fault.name, ("has no effect: no path that is served matches, or none "
-                                         "that has what the fault changes")
+            yield "faults", fault.name, ("has no effect: it matches no path that is served, or "
+                                         "only paths that it cannot change")
 
 
 # How a configuration is written. Texts are {section: {key: text}}.

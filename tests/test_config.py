@@ -258,8 +258,8 @@ BAD = [  # section, key, value, what the error must say of what would be right
     ("faults", "x", "/latest/* reset probability nan", "0.2"),
     ("faults", "x", "/latest/* reset from now", "+90s"),
     ("faults", "x", "/latest/* reset for ever", "90s"),
-    ("faults", "x", "/latest/* status 503 status 500", "known words"),
-    ("faults", "x", "/latest/* reset from +1s until +2s", "known words"),
+    ("faults", "x", "/latest/* status 503 status 500", "status is set twice"),
+    ("faults", "x", "/latest/* reset from +1s until +2s", "unknown word until"),
     ("faults", "x", "/latest/* code", "AssumeRoleUnauthorizedAccess"),
 ]
 
@@ -283,7 +283,7 @@ UNKNOWN = [  # text, what the error must say
     ("[instance]\nInstance-Id = i-1234abcd\n",
      "[instance] Instance-Id: unknown key; did you mean instance-id?"),
     ("[instance]\nregion = us-east-1\n",
-     "[instance] region: unknown key; write availability-zone = eu-central-1a; the region "),
+     "[instance] region: unknown key; write availability-zone = eu-central-1a, which sets "),
     ("[instance]\nrole = x\n",
      "[instance] role: unknown key; it belongs in [credentials]"),
     ("[instance]\nsource = static\n",
@@ -696,7 +696,7 @@ def test_standard_input(name):
     """- and /dev/stdin are standard input."""
     assert run("--test-config", "--config", name, input="[instance]\nregion = x\n") == (1, "", (
         "fake-metadata: %s:2: [instance] region: unknown key; write availability-zone = "
-        "eu-central-1a; the region follows from it\n") % name.replace("-", "standard input"))
+        "eu-central-1a, which sets the region\n") % name.replace("-", "standard input"))
 
 
 def test_pipe_of_a_shell():

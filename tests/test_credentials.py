@@ -1,4 +1,5 @@
 """Credentials: rotation by a clock that the test sets, the sources, the documents to the byte."""
+import errno
 import json
 import os
 import queue
@@ -635,6 +636,37 @@ def test_profile_in_a_file_of_somebody_else(aws_file):
 
     with pytest.raises(SourceError, match="credentials: Permission denied"):
         aws_file(None)
+
+
+REMEDY = ("remedy: sudo install -o fake-metadata -m 400 %s /etc/fake-metadata.credentials; "
+          "then write file = /etc/fake-metadata.credentials in /etc/fake-metadata.conf")
+
+
+@pytest.fixture
+def on_a_box(monkeypatch):
+    """Let this process pass for the service on a box, which may read nobody's files."""
+    def refuse(path, limit):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(fake_metadata, "is_service_user", lambda: True)
+    monkeypatch.setattr(fake_metadata, "read_file", refuse)
+
+
+def test_remedy_for_a_profile_of_somebody_else(aws_file, on_a_box):
+    """Where the user of the service must not read a file, the line to paste makes a copy for it."""
+    words = "credentials: Permission denied for user fake-metadata; " + REMEDY % aws_file.path
+    with pytest.raises(SourceError, match=re.escape(words)):
+        aws_file("[default]\n" + PAIR)
+
+
+def test_remedy_for_a_service_without_a_home(monkeypatch, tmp_path, on_a_box):
+    """Where source = profile names no file, the one to copy is that of whoever reads the log."""
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setattr(fake_metadata, "read_profile", lambda *arguments: {})
+
+    with pytest.raises(SourceError, match=re.escape(REMEDY % "~/.aws/credentials")):
+        fake_metadata.profile_keys({"profile": "default", "file": ""}, os.urandom, None)
 
 
 def test_profile_in_a_pipe(aws_file):

@@ -329,7 +329,7 @@ def test_forgotten_instances(make_metadata):
     ("[user-data web]\ntext = y\n", "[user-data web]: there is no [instance web]"),
     ("[interface eth1]\ninstance = web\n", "[interface eth1] instance: there is no [instance web]"),
     ("[faults]\nx = /* reset instance web\n", "[faults] x: there is no [instance web]"),
-    ("[faults]\nx = /* reset instance\n", "[faults] x: instance without a name"),
+    ("[faults]\nx = /* reset instance\n", "[faults] x: instance: no name"),
     ("[instance web]\nfrom = 10.0.0.1\n[metadata web]\nami-id/x = 1\n",
      "FILE:3: [metadata web] ami-id: ami-id cannot have a value"),
 ])
