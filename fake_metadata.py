@@ -21,9 +21,9 @@ Signals:
     USR1         make new credentials now
     TERM, INT    stop accepting, finish what is in flight, exit 0
 
-Files: it writes its log; what it has to keep, in the folder STATE_DIRECTORY, and what it has done
-(see State), in the folder RUNTIME_DIRECTORY, if those are set. It reads what --config names, and
-what that names.
+Files: it writes its log; what must last, in the directory STATE_DIRECTORY, and what it has done
+(see State), in the directory RUNTIME_DIRECTORY, if those are set. It reads the files that --config
+names, and those that the configuration names.
 Environment: EC2_LOCAL_HOSTNAME and EC2_LOCAL_IPV4 set public-hostname and public-ipv4;
 AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE are those of the AWS CLI, for source = profile;
 NOTIFY_SOCKET is the supervisor's.
@@ -100,7 +100,7 @@ TOKEN_METHODS = "Allow: OPTIONS, PUT\r\n"  # those of TOKEN_PATH (capture)
 POD_PATH = "/v1/credentials"  # of EKS Pod Identity; with ?id=, of the first ECS agents
 IMDS_IPV4, IMDS_IPV6 = "169.254.169.254", "fd00:ec2::254"
 IMDS_ADDRESSES = {ipaddress.ip_address(IMDS_IPV4), ipaddress.ip_address(IMDS_IPV6)}
-# The addresses that may lead to this service on a box; behind IMDS those of ECS and of EKS.
+# The addresses that may lead to this service on a box: IMDS first, then ECS and EKS.
 SERVICE_ADDRESSES = (IMDS_IPV4, IMDS_IPV6, "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 SERVICE_PORT = 80  # of them
 SERVER_NAME = "EC2ws"  # what the real service sends as its Server header
@@ -130,7 +130,7 @@ SERVICE_USER = "fake-metadata"  # on a box
 BOX_CREDENTIALS = "/etc/fake-metadata.credentials"  # a copy of yours, for that user
 BOX_IDENTITY = "/var/lib/fake-metadata/" + IDENTITY_FILE  # of the service on a box
 PUBLIC_EXPONENT = 65537
-SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: a new key takes up to some
+SIGNATURES_PATIENCE = 10  # seconds that a request waits for them: making a key takes time
 
 # Session tokens (EC2 User Guide, "How Instance Metadata Service Version 2 works").
 MAX_TOKEN_TTL = 21600  # seconds: six hours
@@ -154,7 +154,7 @@ METHODS = ("GET", "HEAD", "PUT", "OPTIONS", "POST", "DELETE", "PATCH", "TRACE", 
 MAX_METHOD = 32  # bytes, else 501
 MAX_TARGET = 8192  # bytes, else 414
 MAX_HEAD = 16384  # bytes, else 431
-MAX_FIELDS = 128  # header lines, else 431: a head that trickles in is looked at again and again
+MAX_FIELDS = 128  # header lines, else 431: a head that trickles in is parsed repeatedly
 MAX_BODY = 16384  # bytes, else 413; no request to this service needs a body at all
 MAX_CHUNKS = 64  # else 413
 MAX_CHUNK_HEAD = 1024  # bytes of a chunk's size and extensions
@@ -164,27 +164,27 @@ MAX_USER_DATA = 16384  # bytes, the limit of EC2
 # Connections.
 REQUEST_SECONDS = 10  # for a request to arrive in full; for a stalled client to take more
 IDLE_SECONDS = 60  # between two requests
-SILENCE_SECONDS = 30  # without a word where no answer would arrive: no client waits for as long
+SILENCE_SECONDS = 30  # of silence where no answer would arrive: no client waits this long
 LINGER_SECONDS = 2  # for a refused client to read its answer before the connection is closed
 STOP_SECONDS = 2  # for what is in flight when the service stops; init scripts kill after 5
 SWEEP_SECONDS = 1  # between two looks at all deadlines, and at credentials that may be due
 MAX_CONNECTIONS = 4096
-MAX_INSTANCES = 4096  # that are kept in memory, of those that clients see by their address
-FORGET_SECONDS = 3600  # until all of them are forgotten; who asks again has the same one
+MAX_INSTANCES = 4096  # kept in memory, of those that clients see by their address
+FORGET_SECONDS = 3600  # until all are forgotten; a client that asks again gets the same one
 IP_FREEBIND = 15  # ip(7); the socket module has no name for it
 ORIGINAL_DST = 80  # SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST of the kernel's netfilter headers
 NETLINK_SOCK_DIAG = 4  # sock_diag(7)
 SOCK_DIAG_BY_FAMILY = 20
 DIAGNOSIS_BYTES = 256  # of an answer, of which the first 88 are needed
 OVERFLOW_UID = 65534  # of a user whom our user namespace does not know (user_namespaces(7))
-NAME_SECONDS = 10  # for which the name of a user is believed: users come and go
+NAME_SECONDS = 10  # for which the name of a user is trusted: users come and go
 MAX_USER_NAMES = 64
 RESERVED_FILES = 32  # open files kept for the log, the configuration, the sources
 ACCEPT_BATCH = 16  # connections accepted before the others are served; below RESERVED_FILES
 REQUESTS_PER_TURN = 16  # pipelined requests of one client before the others are served
 RECEIVE_BYTES = 65536
 ACCEPT_PAUSE = 0.2  # seconds without accepting when the process has no files left to open
-WATCH_SECONDS = 20  # between two looks whether the addresses lead here; two in a row must agree
+WATCH_SECONDS = 20  # between two checks that the addresses lead here; two in a row must agree
 PROBE_SECONDS = 1  # for a connection to arrive here from this box
 
 # Log.
@@ -203,7 +203,7 @@ MAX_SHOWN_AGENT = 60  # the same, in the table
 
 # Configuration.
 MAX_CONFIG_BYTES = 16777216
-MAX_MISTAKES = 20  # that are told at once
+MAX_MISTAKES = 20  # reported at once
 
 # In a test.
 MAX_KEPT_REQUESTS = 10000
@@ -227,9 +227,9 @@ FOREVER = float("inf")
 
 
 class ConfigError(Exception):
-    """A configuration is wrong: where, in which section and key, and what would be right.
+    """An error in a configuration: its place, section and key, and what would be right.
 
-    Its text is one line; or several, one for each mistake.
+    The text has one line for each error.
     """
 
     def __init__(self, words: str, section: str = "", key: str = "", place: str = ""):
@@ -240,7 +240,7 @@ class ConfigError(Exception):
 
     @property
     def file_and_line(self) -> Tuple[str, int]:
-        """Return what mistakes are sorted by."""
+        """Split the place into file and line, by which errors are sorted."""
         file, _, line = self.place.rpartition(":")
         return file, int(line) if line.isdigit() else 0
 
@@ -269,13 +269,13 @@ class Mistakes:
             self.add(error)
 
     def add(self, error: ConfigError) -> None:
-        """Note a mistake, and its place."""
+        """Note an error, and its place."""
         for key in (error.key, ""):
             error.place = error.place or self._places.get((error.section, key), "")
         self._errors.append(error)
 
     def are_in(self, section: str) -> bool:
-        """Tell whether there are mistakes in a section."""
+        """Tell whether there are errors in a section."""
         return any(error.section == section for error in self._errors)
 
     def __enter__(self):
@@ -330,7 +330,7 @@ def identity_pkcs7(i: Instance) -> Optional[SignedDocument]:
 
 
 def signed_document(i: Instance, form: str) -> Optional[SignedDocument]:
-    """Sign the identity document, or what the user has put in its place, if that is anything."""
+    """Sign the identity document, or the user's own text in its place, unless that is empty."""
     text = identity_document(i)
     if IDENTITY_DOCUMENT in i.own:
         text = own_text(i.own[IDENTITY_DOCUMENT], i.now)
@@ -366,7 +366,7 @@ def role_credentials(i: Instance) -> RotatingDocument:
 
 
 def extended_credentials(i: Instance) -> RotatingDocument:
-    """Serve the same with the account id: newer SDKs ask here first (aws-sdk-java-v2 PR 6176)."""
+    """Add the account id, for newer SDKs, which ask here first (aws-sdk-java-v2 PR 6176)."""
     render = functools.partial(credentials_document, account_id=i.account_id)
     return RotatingDocument(i.credentials[i.extended_role], render)
 
@@ -618,22 +618,22 @@ def add_own(documents: dict, path: str, text: str, now: float) -> None:
 
 
 def own_text(text: str, now: float) -> str:
-    """Return a value of [metadata] as it is served.
+    """Render a value of [metadata].
 
-    LastUpdated moves in it, as it does in the document that it replaces.
+    Its LastUpdated moves, as does that of the document that it replaces.
     """
     return with_last_updated(unquoted(text), now)
 
 
 def with_last_updated(text: str, now: float) -> str:
-    """Put a time into LastUpdated, where a document has that."""
+    """Set LastUpdated to a time, where a document has it."""
     return re.sub('("LastUpdated" ?: ?)"[^"]*"', r'\1"%s"' % utc(now), text)
 
 
 def unquoted(text: str) -> str:
-    """Return what a JSON string stands for; any other text as it is.
+    """Decode a JSON string; return any other text as it is.
 
-    "" is a value that is there, and empty; "two\\n  lines" has what an INI file would lose.
+    "" is an empty value, not an absent one; "two\\n  lines" has what an INI file would lose.
     """
     try:
         value = json.loads(text) if text.startswith('"') else text
@@ -644,7 +644,7 @@ def unquoted(text: str) -> str:
 
 
 def check_own(own: dict, role_paths: dict) -> None:
-    """Refuse a value of one's own where the credentials of a role are served."""
+    """Refuse a value of [metadata] where the credentials of a role are served."""
     for path, text in own.items():
         if text and path in role_paths:
             raise ConfigError(
@@ -674,7 +674,7 @@ def short_path(path: str) -> str:
 
 
 def directories_of(paths: Iterable[str]) -> Dict[str, Set[str]]:
-    """Map each directory to the names in it, with a slash behind those of directories."""
+    """Map each directory to the names in it, with a slash after those of directories."""
     directories = collections.defaultdict(set)
     for path in paths:
         slash = ""
@@ -715,7 +715,7 @@ def without_dot_segments(segments: Iterable[str]) -> List[str]:
 
 
 class Response:
-    """An answer, rendered but for the headers that change from one to the next.
+    """An answer, rendered except for the headers that change from one to the next.
 
     Those stand between `first_headers` and `last_headers`: the real service has Content-Type
     last, but first in a document (capture).
@@ -726,14 +726,14 @@ class Response:
         self.reason = reason  # for the log, never for the client
         self.body = body
         self.headers = headers
-        self.hop_limit = None  # hops that its packets live; None: as many as usual
+        self.hop_limit = None  # hops that its packets survive; None: the usual number
         self.status_line = status_line(status)
         self.first_headers = with_length(headers, len(body))
         self.last_headers = ("Content-Type: %s\r\n" % content_type).encode()
 
 
 def shortened(response: Response, length: int) -> Response:
-    """Copy a response with the first bytes of its body only; the headers show nothing of it."""
+    """Copy a response with the first bytes of its body only; the headers do not show the cut."""
     copied = Response(response.body[:length], response.status, response.headers)
     copied.last_headers = response.last_headers
     copied.hop_limit = response.hop_limit
@@ -802,11 +802,11 @@ class SignedDocument:
 
     @property
     def pending(self) -> bool:
-        """Tell whether it is being made."""
+        """Tell whether the signature is being made."""
         return self._signer.pending
 
     def current(self) -> Optional[Document]:
-        """Return the document; None while it is being made."""
+        """Return the document; None while the signature is being made."""
         if not self._document:
             signatures = self._signer.sign(self._text)
             if signatures:
@@ -930,7 +930,7 @@ class Instance(types.SimpleNamespace):
 
     None stands for a fact that the instance does not have. Names are those of the configuration:
     ami-id is i.ami_id. `describe_instance` derives the facts that last; MetadataService adds
-    credentials and what else is not a fact of EC2 once, and the facts of events and i.now each time
+    once what is not a fact of EC2, such as credentials, and the facts of events and i.now each time
     it builds the tree.
     """
 
@@ -938,7 +938,7 @@ class Instance(types.SimpleNamespace):
 def describe_instance(config: dict, box: str, now: float) -> Instance:
     """Derive all facts of the instance from the few that are configured.
 
-    What is configured stays as it is. `box` identifies this machine (see box_id): ids are made
+    Configured facts stay as they are. `box` identifies this machine (see box_id): ids are made
     from it, so that they last, and differ from those of other machines. `now` is in seconds since
     the epoch. Raises ConfigError.
     """
@@ -1058,7 +1058,7 @@ def derive_keys(i: Instance) -> None:
     keys = i.public_key
     if keys is None:
         keys = [made_key(i.key_name)] if i.key_name else []
-    names = [key.partition(" ")[2].partition(" ")[2] for key in keys]  # behind type and data
+    names = [key.partition(" ")[2].partition(" ")[2] for key in keys]  # after type and data
     if keys and i.key_name:
         names[0] = i.key_name
     if not all(names):
@@ -1325,7 +1325,7 @@ def made_number(lowest: int, highest: int, *seed: str) -> int:
 
 
 def account_characters(account_id: str, data: bytes) -> str:
-    """Make the 16 characters behind ASIA, AKIA or AIPA, 80 bits in base32.
+    """Make the 16 characters after ASIA, AKIA or AIPA, 80 bits in base32.
 
     AWS tools read the account back (`aws sts get-access-key-info`).
 
@@ -1396,7 +1396,7 @@ class ScheduledEvent(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What an event has brought: when, until when more is to come of it, and what, for the log."""
+    """A change that an event made: when, until when more follows, and words for the log."""
 
     begins: float
     ends: float
@@ -1436,15 +1436,15 @@ class Event:
         self.text = text
         self._value = value
         self._start = start
-        self._told = -FOREVER  # up to when `news` has told of its changes
+        self._told = -FOREVER  # `news` has reported its changes up to then
 
     @property
     def full_name(self) -> str:
-        """Return its name, with that of its instance."""
+        """Name the event, with its instance if it has one."""
         return "%s of %s" % (self.name, self.instance) if self.instance else self.name
 
     def facts(self, now: float) -> Tuple[dict, Timeline]:
-        """Compute the facts that it changes, and a Timeline that knows when and how."""
+        """Compute the facts that the event changes, and a Timeline that knows when and how."""
         timeline = Timeline(self._start, now)
         return EVENTS[self.name](self._value, timeline), timeline
 
@@ -1456,12 +1456,12 @@ class Event:
         return changes
 
     def has_begun(self, now: float) -> bool:
-        """Tell whether it changes a fact now."""
+        """Tell whether the event changes a fact now."""
         facts, _ = self.facts(now)
         return any(fact != FACTS_WITHOUT_EVENTS[key] for key, fact in facts.items())
 
     def was_over(self) -> bool:
-        """Tell whether all its times were past already when it was first read."""
+        """Tell whether all times of the event were past when it was first read."""
         _, timeline = self.facts(self._start)
         is_past = all(change.ends < self._start for change in timeline.changes)
         return is_past and timeline.next_change == FOREVER
@@ -1608,7 +1608,7 @@ class Fault:
         self.name = name
         self.text = text
         self.actions = rule["actions"]
-        self.instance = rule.get("instance")  # NAME of [instance NAME]; None: of whichever
+        self.instance = rule.get("instance")  # NAME of [instance NAME]; None: of any
         self._pieces = canonical_path(rule["path"]).split("*")
         self._begin, self._end = -FOREVER, FOREVER
         if "from" in rule:
@@ -1636,17 +1636,17 @@ class Fault:
         return True
 
     def is_on(self, now: float) -> bool:
-        """Tell whether this fault strikes the requests that it matches now."""
+        """Tell whether this fault affects the requests that it matches now."""
         if self._every and now > self._begin:
             now = self._begin + (now - self._begin) % self._every
         return self._begin <= now < self._end and self._times > 0
 
     def is_over(self, now: float) -> bool:
-        """Tell whether it does not strike any more."""
+        """Tell whether this fault has no further effect."""
         return self._times <= 0 or (self._end <= now and not self._every)
 
     def concerns(self, path: str, found: Any) -> bool:
-        """Tell whether it is for a path, and the document found there has what it changes."""
+        """Tell whether the fault is for a path, and the document there has what it changes."""
         return consists_of(path, self._pieces) and self._changes(path, found)
 
     def _changes(self, path, found):
@@ -1724,12 +1724,12 @@ class SourceError(Exception):
 
 
 class Keys(NamedTuple):
-    """What a source gives. `remark` goes to the log."""
+    """The keys that a source returns. `remark` goes to the log."""
 
     access_key_id: str
     secret_access_key: str
     session_token: str = ""
-    expiration: Optional[float] = None  # seconds since the epoch; None: the source tells none
+    expiration: Optional[float] = None  # seconds since the epoch; None: the source gives none
     remark: str = ""
 
 
@@ -1893,7 +1893,7 @@ def profile_files(settings: dict) -> Tuple[str, ...]:
 
 
 class Source(NamedTuple):
-    """How credentials are fetched, and what has to be known about it.
+    """How credentials are fetched, and what that takes.
 
     A source that reads files or runs commands blocks, so it runs in a thread of its own: in the
     thread of the server it would stop the service for everybody.
@@ -2198,7 +2198,7 @@ class RefreshableCredentials:
             self._refresh_unless_too_soon()
 
     def in_words(self) -> str:
-        """Say which credentials there are and until when, in words for the log."""
+        """Describe the current credentials and their expiry, for the log."""
         credentials = self._credentials
         if not credentials or self._clock() >= credentials.expiration:
             return "none"
@@ -2212,7 +2212,7 @@ class RefreshableCredentials:
             self._thread.join(wait)
 
     def _is_due(self, now):
-        """Tell whether it is time for new credentials, also since the clock was set back."""
+        """Tell whether new credentials are due, be it because the clock was set back."""
         credentials = self._credentials
         return not credentials or not credentials.last_updated - 1 <= now < self._refresh_at
 
@@ -2282,7 +2282,7 @@ def refresh_window(validity: float) -> float:
     """Compute how many seconds ahead of expiry to refresh credentials.
 
     A quarter of their validity, five minutes at least, half of it at most. With six hours that
-    is 90 minutes: more than the 15 in which botocore asks again and again for newer ones.
+    is 90 minutes: more than the 15 in which botocore keeps asking for newer ones.
     """
     return min(validity / 2, max(REFRESH_AHEAD, validity / 4))
 
@@ -2356,7 +2356,7 @@ def accounts_of(config: dict) -> List[str]:
 
 
 def name_in_account(role: str, account: str, usual: str) -> str:
-    """Name the credentials of a role: those of another account than usual are others."""
+    """Name the credentials of a role, and the account unless it is the usual one."""
     return role if account == usual else "%s in %s" % (role, account)
 
 
@@ -2458,7 +2458,7 @@ def identity_path(environ: Dict[str, str]) -> str:
 
 
 def identity_by_child(path: str, cancelled: threading.Event) -> Tuple[RSAKey, bytes]:
-    """Read an identity from a file, or have a child process make it; without a path for us alone.
+    """Read an identity from a file, or have a child process make it; without a path, for us alone.
 
     A thread would hold up everybody else: long arithmetic keeps Python's global lock. Raises
     OSError if it is cancelled.
@@ -2474,7 +2474,7 @@ def identity_by_child(path: str, cancelled: threading.Event) -> Tuple[RSAKey, by
 
 def run_maker(path: str, cancelled: threading.Event) -> None:
     """Run this program for an identity in a file. Raises OSError if it is cancelled."""
-    # What goes wrong there is nothing for the supervisor.
+    # Its failures are not for the supervisor.
     environ = dict(os.environ, STATE_DIRECTORY=os.path.dirname(path), NOTIFY_SOCKET="")
     child = subprocess.Popen(
         [sys.executable, "-I", "-B", __file__, "--certificate"], env=environ,
@@ -2522,7 +2522,7 @@ def locked(directory: str) -> Iterator[None]:
 
 
 def read_identity(path: str) -> Optional[Tuple[RSAKey, bytes]]:
-    """Read an identity from a file of kept_identity; None if it is not there, or damaged."""
+    """Read an identity from a file of kept_identity; None if it is missing or damaged."""
     try:
         text = read_file(path, MAX_SOURCE_BYTES).decode("ascii")
         return read_rsa_key(text), read_pem(text, "CERTIFICATE")[1]
@@ -2566,7 +2566,7 @@ def read_certificate(text: str) -> bytes:
     return certificate
 
 
-# Keys of RSA (RFC 8017), and the encoding of what has to do with them, DER (X.690).
+# RSA keys (RFC 8017), and their encoding, DER (X.690).
 
 class RSAKey(NamedTuple):
     """A private key: the numbers of RFC 8017, appendix A.1.2, in their order."""
@@ -2696,7 +2696,10 @@ def make_certificate(key: RSAKey) -> bytes:
 
 
 def issuer_and_serial(certificate: bytes) -> bytes:
-    """Take from a certificate what names it in a signature. Raises ValueError."""
+    """Extract issuer and serial number, which name a certificate in a signature.
+
+    Raises ValueError.
+    """
     to_be_signed = der_values(der_values(der_values(certificate)[0][1])[0][1])
     if to_be_signed[0][0] == CONTEXT_0:  # the version, which our own certificates do not have
         del to_be_signed[0]
@@ -2748,7 +2751,7 @@ def read_rsa_key(text: str) -> RSAKey:
     numbers = [int.from_bytes(number, "big") for _, number in der_values(content)]
     if len(numbers) != 9:
         raise ValueError("no key")
-    key = RSAKey(*numbers[1:])  # behind the version
+    key = RSAKey(*numbers[1:])  # after the version
     if not 1024 <= key.modulus.bit_length() <= MAX_KEY_BITS:
         raise ValueError("too short, or too long")
     if key.prime1 * key.prime2 != key.modulus or not key.verifies(key.sign(b""), b""):
@@ -2772,11 +2775,11 @@ class SessionTokens:
         self._key = key
         self._clock = clock
         self._randomness = randomness
-        # Clients send the same token again and again; this saves a sixth of a request's time.
+        # Clients send the same token repeatedly; this saves a sixth of a request's time.
         self._expiry = functools.lru_cache(maxsize=256)(self._read_expiry)
 
     def issue(self, ttl: int) -> str:
-        """Issue a token that lives for `ttl` seconds; with 0 it is dead at once (capture)."""
+        """Issue a token that lives for `ttl` seconds; with 0 it expires at once (capture)."""
         expiry = int((self._clock() + ttl) * 1000)
         payload = TOKEN_PREFIX + expiry.to_bytes(5, "big") + self._randomness(7)
         text = base64.urlsafe_b64encode(payload)
@@ -2861,8 +2864,8 @@ class MetadataService:
     def seen_by(self, peer: str, user: Callable[[], Optional[str]]) -> InstanceTree:
         """Return the instance that a client sees, with the role that it gets.
 
-        `peer` is its address; `user` returns its Unix user, None where nobody can tell, and is only
-        called where a role goes by it.
+        `peer` is its address; `user` returns its Unix user, or None if it is unknown, and is only
+        called where a role depends on it.
         """
         if self._is_one_for_all:
             return self._usual
@@ -2887,7 +2890,7 @@ class MetadataService:
         return make_document is task_credentials
 
     def find(self, path: str) -> Optional[ServedDocument]:
-        """Return the document at a path now, for who is not told apart; None if there is none."""
+        """Return the document at a path now, for clients in general; None if there is none."""
         return self._usual.find(path)
 
     def find_for_container(
@@ -2906,7 +2909,7 @@ class MetadataService:
         return tree.find(path)
 
     def authorization_of(self, found: Optional[RotatingDocument]) -> Optional[Authorization]:
-        """Return what credentials, or a role that is not there, need; None if it is nothing."""
+        """Return the Authorization that credentials, or an unknown role, need; None if none."""
         role = found.credentials.role if found else ""
         return self._authorizations.get(role) or self._authorizations.get("")
 
@@ -2915,7 +2918,7 @@ class MetadataService:
         return self._usual.paths()
 
     def instance_names(self) -> List[str]:
-        """List the NAMEs of [instance NAME], behind "", which is that of [instance]."""
+        """List "", which stands for [instance], and the NAME of each [instance NAME]."""
         return ["", *(rule.name for rule in self.instance_rules)]
 
     def every_path(self, instance: str = "") -> Dict[str, Optional[ServedDocument]]:
@@ -2953,12 +2956,11 @@ class MetadataService:
         return {"events": events, "faults": faults}
 
     def clients_in_words(self) -> List[str]:
-        """Say who sees another instance, and who gets another role, than everybody else."""
+        """Describe the clients that see an instance, or get a role, of their own."""
         return [rule.in_words() for rule in (*self.instance_rules, *self.role_rules)]
 
     def _look_up(self, peer):
-        """Return what the client at an address sees, and the rules by which its user sees another.
-        """
+        """Find the tree of the client at an address, and the rules that depend on its user."""
         address = ipaddress.ip_address(peer.partition("%")[0])
         instance = next((rule for rule in self.instance_rules if rule.has(address)), None)
         role, by_user = self._config["credentials"]["role"], []
@@ -2973,7 +2975,7 @@ class MetadataService:
         return self._tree_of(instance.name, peer if instance.each else "", role), by_user
 
     def _make_tree(self, name, address, role):
-        """Make the tree of an instance, that of [instance] without a name, with a role."""
+        """Make the tree of an instance, or of [instance] without a name, with a role."""
         config, box = config_with_role(self._config, role), self._box
         if name:
             rule = next(rule for rule in self.instance_rules if rule.name == name)
@@ -3009,7 +3011,7 @@ class MetadataService:
 class InstanceTree:
     """An instance as it is served: its facts, its events, and the tree at a moment.
 
-    `name` is the NAME of [instance NAME]; `address` that which sees it, if no other does.
+    `name` is the NAME of [instance NAME]; `address` is set if only that address sees it.
     """
 
     def __init__(
@@ -3082,19 +3084,19 @@ class InstanceRule(NamedTuple):
 
     @property
     def section(self) -> str:
-        """Return the section of the configuration that it is from."""
+        """Return the section of the configuration that the rule is from."""
         return "instance " + self.name
 
     def has(self, address: Any) -> bool:
-        """Tell whether the client at an address sees it."""
+        """Tell whether the client at an address sees the instance."""
         return any(address in network for network in self.networks)
 
     def example(self) -> str:
-        """Return an address that sees it."""
+        """Return an address that sees the instance."""
         return str(self.networks[0][0])
 
     def in_words(self) -> str:
-        """Say who sees it."""
+        """Say who sees the instance."""
         clients = "each client" if self.each else "clients"
         return "instance %s: for %s from %s" % (
             self.name, clients, ", ".join(map(str, self.networks)))
@@ -3108,11 +3110,11 @@ class RoleRule(NamedTuple):
     networks: Tuple[Any, ...]
 
     def has(self, address: Any) -> bool:
-        """Tell whether the client at an address may get it, if its user may."""
+        """Tell whether the client at an address may get the role, if its user may."""
         return not self.networks or any(address in network for network in self.networks)
 
     def in_words(self) -> str:
-        """Say who gets it."""
+        """Say who gets the role."""
         words = "users " + ", ".join(self.users) if self.users else "clients"
         if self.networks:
             words += " from " + ", ".join(map(str, self.networks))
@@ -3144,7 +3146,7 @@ def role_rules(config: dict) -> List[RoleRule]:
 
 
 def events_of(config: dict, former: Iterable[Event], start: float) -> List[Event]:
-    """Make the events of [events] and of each [events NAME], or let those of before go on."""
+    """Make the events of [events] and of each [events NAME], or keep the former ones."""
     events = []
     for section, settings in config.items():
         kind, _, name = section.partition(" ")
@@ -3157,7 +3159,7 @@ def events_of(config: dict, former: Iterable[Event], start: float) -> List[Event
 
 
 def events_seen(events: List[Event], instance: str) -> List[Event]:
-    """List the events of an instance: its own, and of those for all what it has no own of."""
+    """List the events of an instance: its own, and those for all that it does not replace."""
     own = [event for event in events if event.instance == instance]
     names = {event.name for event in own}
     return own + [event for event in events
@@ -3171,7 +3173,7 @@ SECTIONS_OF_INSTANCES = ("events", "tags", "metadata", "user-data")
 def check_instance_names(
     config: dict, rules: List[InstanceRule], faults: List[Fault]
 ) -> None:
-    """Refuse what is for an instance that is not there. Raises ConfigError."""
+    """Refuse settings of an instance that does not exist. Raises ConfigError."""
     names = {rule.name for rule in rules}
     wanted = []
     for section, settings in config.items():
@@ -3216,8 +3218,8 @@ def config_of_instance(
 ) -> dict:
     """Return a configuration whose [instance] is that of a rule, as seen from an address.
 
-    `own` has what is written for it alone, {"instance": {key: value}, "tags": ...}. What is not is
-    as for all, unless it is an identity. `usual` has the facts of [instance].
+    `own` has the settings for it alone, {"instance": {key: value}, "tags": ...}. All others are as
+    for all, except identities. `usual` has the facts of [instance].
     """
     identities = {key: value for key, value in default_settings("instance").items()
                   if key in IDENTITY_KEYS}
@@ -3233,7 +3235,7 @@ def config_of_instance(
 
 
 def own_settings(config: Configuration, name: str) -> Dict[str, dict]:
-    """Return what is written for [instance NAME] alone, in its sections of each kind."""
+    """Return the settings for [instance NAME] alone, from its section of each kind."""
     own = {}
     for kind in ("instance", *SECTIONS_OF_INSTANCES):
         section = "%s %s" % (kind, name)
@@ -3245,10 +3247,10 @@ def own_settings(config: Configuration, name: str) -> Dict[str, dict]:
 
 
 def addresses_of(rule: InstanceRule, address: str) -> dict:
-    """Return the addresses of an instance: that at which it is seen, and a public one.
+    """Return the addresses of an instance: the one that sees it, and a public one.
 
-    One that several addresses see has an address of their block. Public ones are of 198.18.0.0/15
-    (RFC 2544), so that no two of a block are the same.
+    An instance that several addresses see has an address of their block. Public ones are of
+    198.18.0.0/15 (RFC 2544), so that no two of a block are the same.
     """
     network = rule.networks[0]
     if not address and network.num_addresses == 1:
@@ -3307,7 +3309,7 @@ def credentials_id(query: str) -> Optional[str]:
 class Authorization:
     """What the Authorization header of a request for container credentials must be.
 
-    A text; or what a file has in it, read again when it changes. Blanks around that do not count.
+    A text; or the content of a file, read again when it changes, without the blanks around it.
     Nothing is admitted while the file cannot be read.
     """
 
@@ -3319,7 +3321,7 @@ class Authorization:
             read_file(path, MAX_SOURCE_BYTES)  # an error is one of the configuration
 
     def admits(self, given: str) -> bool:
-        """Tell whether a header is right."""
+        """Tell whether a header has the right value."""
         if self._path:
             self._read_again()
         return bool(self._token) and hmac.compare_digest(given.encode(), self._token.encode())
@@ -3378,8 +3380,8 @@ def paths_of_roles(config: dict) -> Dict[str, Tuple[str, Callable]]:
 def serves_ipv6(config: Configuration) -> bool:
     """Tell whether IMDS is served over IPv6.
 
-    As configured; else on a box where its IPv6 address is among those of the service, and elsewhere
-    at whatever address we are told to bind to.
+    As configured; else, on a box, if the service has its IPv6 address, and elsewhere at any address
+    that we are told to bind to.
     """
     wanted = config["metadata-options"]["http-protocol-ipv6"]
     addresses = config["server"]["addresses"]
@@ -3448,7 +3450,7 @@ def open_private(path: str, flags: int) -> int:
 
 
 def keep(path: str, text: str) -> None:
-    """Write a file that is whole even after a power cut; nothing where that is denied."""
+    """Write a file that is whole even after a power cut; do nothing where that is denied."""
     try:
         with open(path + ".new", "w", encoding="utf-8", opener=open_private) as file:
             file.write(text)
@@ -3513,7 +3515,7 @@ class HTTPError(Response, Exception):
 
 
 class Asked(NamedTuple):
-    """What somebody asked, and how it was answered; a status of 0 means not at all."""
+    """A request, and how it was answered; a status of 0 means not at all."""
 
     method: str
     path: str  # as it was sent, without a query
@@ -3553,7 +3555,7 @@ class Request:
         return "v2" if TOKEN_HEADER in self.headers or self.path == TOKEN_PATH else "v1"
 
     def asked(self, status: int) -> Asked:
-        """Sum up for a test what was asked."""
+        """Sum up the request for a test."""
         return Asked(self.method, self.path_as_sent, status, self.version,
                      self.headers.get("user-agent", ""))
 
@@ -3575,7 +3577,7 @@ class Request:
         return {word.strip().lower() for word in words}
 
     def keeps_connection(self, has_next: bool) -> bool:
-        """Tell whether the connection stays open behind the answer.
+        """Tell whether the connection stays open after the answer.
 
         As with the real service (capture) only for a client that says keep-alive, since scripts
         with nc wait for the end; and for one whose next request has come already.
@@ -3709,7 +3711,7 @@ def parse_head(head: bytes) -> Request:
     return Request(line, method, target, minor, parse_fields(lines))
 
 
-# Clients send the same head again and again; this saves half the time of a request.
+# Clients send the same head repeatedly; this saves half the time of a request.
 cached_head = functools.lru_cache(maxsize=64)(parse_head)
 
 
@@ -3780,7 +3782,7 @@ def check_unfinished_chunk(received: bytes, before: int) -> None:
 
 
 def end_of_trailers(received: bytes, start: int) -> Optional[int]:
-    """Find the end of the header lines behind the last chunk; None until they are complete."""
+    """Find the end of the header lines after the last chunk; None until they are complete."""
     if received.startswith(b"\r\n", start):
         return start + 2
     trailers, is_complete, _ = received[start:].partition(b"\r\n\r\n")
@@ -3832,7 +3834,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.form = INSTANCE_FORM  # of the endpoint that it is for
         self.is_hidden = False  # it is for a container endpoint at the address of IMDS
         self.tree = None  # the instance that its client sees
-        self.found = None  # what is there at its path
+        self.found = None  # what is served at its path
         self.document = None  # the current document there
         self.faults = {}  # {action: Strike} of the faults that match it
         self.struck = ()  # words for the log, of those that have taken effect
@@ -3894,7 +3896,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("closed by the client")
             self.received += data
         self.received = self.received[end:]
-        # Not an empty line, which scripts with `echo -e "GET ...\r\n\r\n"` send behind it.
+        # Not an empty line, which scripts with `echo -e "GET ...\r\n\r\n"` send after it.
         has_next = bool(self.received.strip(b"\r\n"))
         self.close_connection = not request.keeps_connection(has_next)
         return request
@@ -3953,7 +3955,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.cancel(timer)
 
     def wake_up(self):
-        """Go on, since a time is over."""
+        """Resume after a timer."""
         self.is_due = True
         self.server.resume(self)
 
@@ -3967,7 +3969,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise ConnectionAbortedError("closed by the client")
 
     def has_lost_client(self):
-        """Tell whether the client of a postponed request closed behind bytes that are unread."""
+        """Tell whether the client of a postponed request closed after bytes that are still unread."""
         if not self.request:
             return False
         return self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != ESTABLISHED
@@ -4046,7 +4048,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise ConnectionAbortedError("the client has given up")
 
     def shorten(self, response):
-        """Take the end of a body away, or all of it, as the faults demand."""
+        """Cut off the end of a body, or all of it, as the faults demand."""
         if response.status != 200 or not response.body:
             return response
         if "empty" in self.faults:
@@ -4057,7 +4059,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return response
 
     def check_host(self):
-        """Let in a Host that is known; nothing is done for a request before that.
+        """Refuse an unknown Host, before anything is done for the request.
 
         A web page that has rebound its name to this address comes with an unknown one. An address
         cannot be rebound.
@@ -4070,7 +4072,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.is_admitted = True
 
     def admit(self):
-        """Let in who may ask: an endpoint that is enabled, a good session token."""
+        """Check that the endpoint is enabled and the session token valid."""
         if not self.service.enabled:
             raise HTTPError(403, "http-endpoint is disabled")
         if self.form.for_containers:
@@ -4081,7 +4083,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.check_token(self.request.headers.get(TOKEN_HEADER))
 
     def check_token(self, token):
-        """Ask for a session token where one is required; refuse a bad one everywhere.
+        """Require a session token where http-tokens says so; refuse a bad one everywhere.
 
         Agents probe with a bad one, to see whether this is a metadata service.
         """
@@ -4121,7 +4123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return found
 
     def authorize(self, found, given):
-        """Ask for the Authorization that credentials want; for one at least where v1 is off."""
+        """Require the Authorization that credentials need; where v1 is off, they need one."""
         wanted = self.service.authorization_of(found)
         if not wanted and self.service.token_required:
             raise text_error(404, "404 page not found", (
@@ -4167,7 +4169,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # send_response leaves the body out
 
     def do_PUT(self):
-        """Issue a session token (EC2 User Guide); with a TTL of 0 too, a dead one (capture)."""
+        """Issue a session token (EC2 User Guide); with a TTL of 0, an expired one (capture)."""
         if self.request.path != TOKEN_PATH:
             raise HTTPError(403, "PUT is for /latest/api/token")
         if "x-forwarded-for" in self.request.headers:  # a sign of SSRF through an open proxy
@@ -4181,7 +4183,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return response
 
     def user(self):
-        """Return the Unix user of the client, asked for once; None where nobody can tell."""
+        """Return the Unix user of the client, looked up once; None if it is unknown."""
         if self._user is self:
             self._user = self.server.users.user_of(self.connection, self.client_address)
         return self._user
@@ -4196,7 +4198,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return int(local in SERVICE_ADDRESSES and not is_own(plain_address(self.client_address)))
 
     def do_OPTIONS(self):
-        """Say which methods a path knows (capture)."""
+        """List the methods that a path allows (capture)."""
         if self.request.path == TOKEN_PATH:
             return Response(headers=TOKEN_METHODS)
         if not self.found and self.request.path != "/*":
@@ -4328,7 +4330,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class InstanceForm:
-    """How IMDS says that something is not there, or cannot be had."""
+    """How IMDS reports that something does not exist, or is not available."""
 
     for_containers = False
 
@@ -4346,7 +4348,7 @@ class InstanceForm:
 
 
 class TaskForm:
-    """How the ECS agent says it (amazon-ecs-agent, tmds/handlers): in JSON."""
+    """How the ECS agent reports that (amazon-ecs-agent, tmds/handlers): in JSON."""
 
     for_containers = True
 
@@ -4361,7 +4363,7 @@ class TaskForm:
                            error.reason)
 
     def not_found(self):
-        """Refuse a role that is not there, or was not given."""
+        """Refuse a role that does not exist, or was not named."""
         request = "Credentials%sRequest: " % self.version
         if not self.role:
             message = request + "No Credential ID in the request"
@@ -4382,7 +4384,7 @@ class TaskForm:
 
 
 class TextForm:
-    """How ECS local container endpoints say it: in a line of text, as Go's http.Error does."""
+    """How ECS local container endpoints report that: in a line of text, as Go's http.Error does."""
 
     for_containers = True
 
@@ -4404,7 +4406,7 @@ class TextForm:
 
 
 class PodForm(TextForm):
-    """How the EKS Pod Identity agent says it (eks-pod-identity-agent, pkg/handlers)."""
+    """How the EKS Pod Identity agent reports that (eks-pod-identity-agent, pkg/handlers)."""
 
     def unauthorized(self, given):
         """Refuse an Authorization."""
@@ -4435,7 +4437,7 @@ def text_error(status: int, message: str, reason: str = "") -> HTTPError:
 
 
 def explanation_of(error: Exception) -> str:
-    """Return what an error says, of the system or of ours, without its number."""
+    """Return the text of an error, of the system or ours, without its number."""
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -4499,7 +4501,7 @@ class Server(http.server.HTTPServer):
         self._look_at_clocks()
 
     def server_bind(self):
-        """Take all places. Raises OSError, with words that say which cannot be had."""
+        """Bind all places. Raises OSError, which says which one is not available."""
         for place in self.places:
             self.listeners[place] = place.bind()
         self._name_server()
@@ -4513,7 +4515,7 @@ class Server(http.server.HTTPServer):
     def move(self, addresses: List[Tuple[str, int]]) -> None:
         """Close and open ports, so that it listens at these (host, port) from now on.
 
-        Those that stay are not touched. Raises OSError, and then it listens where it did before.
+        Those that stay are not touched. After an OSError it listens where it did before.
         """
         if self.stopping:
             return
@@ -4525,7 +4527,7 @@ class Server(http.server.HTTPServer):
             raise
 
     def _move(self, places):
-        """Close what is not wanted any more before the rest is opened: both may overlap."""
+        """Close ports that are no longer wanted before opening others: they may overlap."""
         for place in set(self.listeners).difference(places):
             self._close_listener(place)
         self.places = places
@@ -4542,7 +4544,7 @@ class Server(http.server.HTTPServer):
             self.listeners[place].listen(self.request_queue_size)
 
     def _close_listener(self, place):
-        """Close a port; who has come already is served."""
+        """Close a port; serve the clients that have connected already."""
         listener = self.listeners.pop(place)
         if self._is_listening:
             while self.accept_requests(listener):
@@ -4591,7 +4593,7 @@ class Server(http.server.HTTPServer):
         self._has_stopped.wait()
 
     def stop(self, patience=STOP_SECONDS):
-        """Accept what has come so far and no more; finish what is in flight, in some seconds."""
+        """Accept what has come so far and no more; finish what is in flight within some seconds."""
         if self.stopping:
             return
         self.stopping = True
@@ -4662,10 +4664,10 @@ class Server(http.server.HTTPServer):
         return request, client_address
 
     def verify_request(self, request, client_address):
-        """Turn a client away that came to a loopback address from elsewhere, without a word.
+        """Turn away, without a word, a client from elsewhere that came to a loopback address.
 
         The kernel lets it in where route_localnet is set, and a rule or a route leads it there. If
-        there are too many already, a client is told so.
+        there are too many connections, the client gets a 503.
         """
         peer = plain_address(client_address)
         if is_loopback(plain_address(request.getsockname())) and not self.has_address(peer):
@@ -4821,7 +4823,7 @@ class Server(http.server.HTTPServer):
         task.event = event
 
     def _pause_accepting(self):
-        """Wait for files to be closed, instead of asking again and again for what cannot be had."""
+        """Wait for files to be closed, instead of retrying in a busy loop."""
         if not self._short_of_files:
             self._short_of_files = True
             self.log.say("too many open files: new connections have to wait")
@@ -4871,7 +4873,7 @@ class Place(NamedTuple):
     is_ipv6_only: bool
 
     def bind(self) -> socket.socket:
-        """Return a socket that has it. Raises OSError, which says what cannot be had, and why.
+        """Bind a socket to this place. Raises OSError, which says what failed, and why.
 
         Without looking up our own name, as HTTPServer does: that takes 10 s if DNS is down.
         """
@@ -4982,7 +4984,7 @@ class ClientUsers:
             self._socket = None
 
     def _ask(self, connection, client):
-        """Ask for the socket of a client, whose own end is what is the other end here."""
+        """Ask for the socket of a client, whose local end is our remote end."""
         wanted = connection_id(client, *original_destination(connection, client))
         number = next(self._numbers) & 0xffffffff
         if not self._socket:
@@ -5079,7 +5081,7 @@ def diagnosed_user(answer: bytes, wanted: Tuple[bytes, bytes, bytes]) -> Optiona
     """Read the number of the user from an answer; None if it is about no socket, or another one.
 
     Where there is no such connection the kernel may answer with who listens at the port of the
-    client. A socket that nobody has any more (TIME_WAIT, or closed with something to send) has no
+    client. A socket that no process holds (TIME_WAIT, or closed with something to send) has no
     inode, and 0 in the place of its user.
     """
     kind = NETLINK_HEAD.unpack_from(answer)[1]
@@ -5121,7 +5123,7 @@ def name_of_user(uid: int) -> str:
 
 
 class AddressWatch:
-    """Looks whether addresses of this box lead to this service; says what is gone, what is back.
+    """Checks that addresses of this box lead to this service; says what is gone or back.
 
     Somebody flushes the packet filter, NetworkManager takes addresses off lo, another tool puts its
     rule in front of ours: nobody tells us. So a connection from here to port 80 of each address
@@ -5133,11 +5135,11 @@ class AddressWatch:
         self._server = server
         self._say = say
         self._probes = []
-        self._trouble = {}  # address -> what the last look found
-        self._told = {}  # address -> what the log has been told last
+        self._trouble = {}  # address -> what the last check found
+        self._told = {}  # address -> what was logged last
 
     def look(self, addresses: Callable[[], List[str]]) -> None:
-        """Look now, and again and again, at those that `addresses` returns."""
+        """Check the addresses that a function returns, now and at intervals."""
         self._server.call_later(WATCH_SECONDS, functools.partial(self.look, addresses))
         if not self._server.is_full():  # or a connection of ours would have to wait, too
             self._probes = [Probe(address) for address in addresses()]
@@ -5149,7 +5151,7 @@ class AddressWatch:
             probe.close()
 
     def _conclude(self):
-        """Say what two looks in a row have found, if it is not what was said last."""
+        """Report what two checks in a row have found, unless it was reported last."""
         peers = self._server.peers()
         for probe in self._probes:
             address, trouble = probe.address, probe.trouble(peers)
@@ -5173,7 +5175,7 @@ class Probe:
                 self._socket.connect((address, SERVICE_PORT))
 
     def trouble(self, peers: Set[Tuple[str, int]]) -> str:
-        """Say what keeps it from being among those who came here; "" if it is."""
+        """Say why the connection has not arrived here; "" if it has."""
         if not self._is_own:
             return "is no longer an address of this box; remedy: service fake-metadata reload"
         if self._socket.getsockname()[:2] not in peers:
@@ -5217,7 +5219,7 @@ class Log:
         2026-12-01T08:00:00Z fake-metadata: listening on http://127.0.0.1:8000/
 
     Time, peer, request line, status, bytes, duration, user agent. With log-clients = yes the
-    version of IMDS stands behind them, and the Unix user of a client that is on this machine ("?"
+    version of IMDS follows, and the Unix user of a client that is on this machine ("?"
     if it had closed its connection):
 
         ... 200 27 0.1ms "curl/8.5.0" v1 user=ci
@@ -5247,8 +5249,8 @@ class Log:
                 client=None):
         """Add the line of a request; `reason` says why it was refused, if it was.
 
-        `limit` is that of its texts, in characters. `client` is called for what there is to say
-        of the client, if that is wanted, and if there is a line.
+        `limit` is that of its texts, in characters. `client`, if given, is called for words
+        about the client, if there is a line.
         """
         if (status >= 400 or not status) and self._is_one_too_many(peer):
             return
@@ -5270,7 +5272,7 @@ class Log:
         self._add("fake-metadata: %s\n" % printable(words))
 
     def sum_refusals(self) -> None:
-        """Say how many refusals of each peer have no line; to be called each second."""
+        """Say how many refusals of each peer were not logged; to be called each second."""
         refusals, self._refusals = self._refusals, {}
         for peer, count in refusals.items():
             if count > MAX_REFUSALS:
@@ -5541,7 +5543,7 @@ def one_line(text: str) -> str:
 
 
 def one_path(text: str) -> str:
-    """Take a whole path of the tree."""
+    """Take a full path of the tree."""
     is_taken = canonical_path(text) in (*LISTING_ROWS, TOKEN_PATH)
     if not text.startswith("/") or not METADATA_PATH.fullmatch(text) or is_taken:
         raise ValueError(
@@ -5716,7 +5718,7 @@ def words_of(text: str, counts: Iterable[int], example: str) -> List[str]:
     return words
 
 
-# Action of a fault -> parser of the word behind it; None: there is none. If a line has several,
+# Action of a fault -> parser of the word after it; None: there is none. If a line has several,
 # this is the order in which they take effect.
 FAULT_ACTIONS = {
     "delay": duration,
@@ -6056,7 +6058,7 @@ def load_config(
                 error.place = setting.place
                 mistakes.add(error)
         for section in config:
-            if not mistakes.are_in(section):  # else a bad key would be said to be missing, too
+            if not mistakes.are_in(section):  # else a bad key would be reported as missing, too
                 mistakes.attempt(check_source, section, config[section])
     return config
 
@@ -6127,9 +6129,9 @@ KEY_LINE = re.compile(r'(?:"(?P<quoted>[^"]+)"\s*|(?P<plain>[^="[][^=]*))=\s*(?P
 def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
     """Read an INI file, and note what is wrong with it.
 
-    Not by configparser, which knows no lines: a mistake is told with its line, and a key that
-    stands twice with both. A line that is indented more than its key goes on with the value; a
-    comment or an empty line ends it. A key in double quotes may have "=" in it, or begin with "#"
+    Not by configparser, which knows no lines: an error is reported with its line, and a key that is
+    set twice with both. A line that is indented more than its key continues the value; a comment or
+    an empty line ends it. A key in double quotes may have "=" in it, or begin with "#"
     or "[".
     """
     settings, lines_of_keys = [], {}
@@ -6153,7 +6155,7 @@ def read_settings(content: str, name: str, mistakes: Mistakes) -> List[Setting]:
                 mistakes.add(ConfigError("set twice, in lines %d and %d" % (
                     first, number), section, shown_key(key), place))
             settings.append(Setting(place, section, key, pair["text"]))
-        else:  # not with its text, a secret maybe
+        else:  # without its text, which may be a secret
             indent = FOREVER
             words = "neither a [section] nor key = value"
             if pair:
@@ -6190,7 +6192,7 @@ def override(text: str, known: Iterable[str] = ()) -> List[Setting]:
 
 
 def split_name(name: str, known: Iterable[str] = ()) -> Tuple[str, str]:
-    """Split SECTION.KEY behind the longest section that there is, in `known` or at all.
+    """Split SECTION.KEY after the longest section in `known` or in SETTINGS.
 
     A key may stand in double quotes. Raises ConfigError.
     """
@@ -6248,7 +6250,7 @@ def find_setting(section: str, key: str, text: str, known: dict) -> Tuple[Parser
 
 
 def unknown_key(section: str, key: str, text: str, known: dict) -> str:
-    """Say what to write instead of a key that there is not."""
+    """Say what to write instead of an unknown key."""
     if section == "instance" and key in FORMER_KEYS:
         return "no longer a key; write in [metadata]: " + metadata_line(FORMER_KEYS[key], text)
     if key in OTHER_NAMES:
@@ -6260,7 +6262,7 @@ def unknown_key(section: str, key: str, text: str, known: dict) -> str:
 
 
 def metadata_line(path: str, text: str) -> str:
-    """Describe the line of [metadata] that fills a path; not with its value, a secret maybe."""
+    """Describe the line of [metadata] that fills a path, without its value, maybe a secret."""
     if "," in text:
         return "%s = the first value, and each further one on an indented line" % path
     return "%s = the same value" % path
@@ -6316,9 +6318,9 @@ Idle = Tuple[str, str, str]  # section, key, why it does nothing
 
 
 def idle_settings(config: Configuration, service: MetadataService) -> List[str]:
-    """Say of each setting that does nothing as the others stand where it is, and why.
+    """Say where each setting is that has no effect beside the others, and why.
 
-    None of them is a mistake; only what is certain is told.
+    None of them is an error; only what is certain is reported.
     """
     idle = [*idle_tags(config), *idle_credentials(config), *idle_events(service),
             *idle_faults(service)]
@@ -6360,7 +6362,7 @@ def idle_events(service: MetadataService) -> Iterator[Idle]:
 
 
 def idle_faults(service: MetadataService) -> Iterator[Idle]:
-    """Find faults that strike no more, or nothing that is served."""
+    """Find faults that are over, or affect nothing that is served."""
     now = service.clock()
     paths_of = functools.lru_cache(None)(service.every_path)
     for fault in service.faults:
@@ -6431,9 +6433,9 @@ OVERLAY_HEAD = "# Until the next boot: see service fake-metadata set, unset, sho
 
 
 def change_overlay(path: str, configs: Iterable[str], verb: str, name: str, text: str = "") -> str:
-    """Set or unset SECTION.KEY in an overlay; return a line that says what is different.
+    """Set or unset SECTION.KEY in an overlay; return a line that says what has changed.
 
-    The overlay lies over the configurations. Raises ConfigError, and OSError if the file cannot be
+    The overlay wins over the configurations. Raises ConfigError, and OSError if the file cannot be
     written; then it is as before.
     """
     overlay, below = written_texts([path]), written_texts(configs)
@@ -6487,7 +6489,7 @@ def setting_name(section: str, key: str) -> str:
 
 
 def shown_setting(section: str, key: str, *layers: Texts) -> str:
-    """Return the text that the first of the layers with this setting has; a secret without it."""
+    """Return the text of a setting in the first layer that has it; hide a secret."""
     for texts in layers:
         if key in texts.get(section, {}):
             return shown_text(section, key, texts[section][key])
@@ -6518,7 +6520,7 @@ def written_texts(paths: Iterable[str]) -> Texts:
 
 
 def check_written(section: str, key: str, text: str) -> None:
-    """Refuse what a configuration file cannot have. Raises ConfigError."""
+    """Refuse what a configuration file cannot hold. Raises ConfigError."""
     if re.search(r"[\[\]\n]", section) or not ini_key(key):
         raise ConfigError("a name in a file cannot have brackets, double quotes or line breaks",
                           section, shown_key(key))
@@ -6556,19 +6558,19 @@ def replace_file(path: str, text: str) -> None:
 # ---------------------------------------------------------------- state -----------------------
 
 class State:
-    """What the service has done, in a file for whoever sent a signal: service fake-metadata.
+    """What the service has done, in a file for the sender of a signal: service fake-metadata.
 
     The file `state` in RUNTIME_DIRECTORY is JSON, a key a line, without secrets:
 
         "starts", "reloads", "rotations"   how many of each there were within this boot
-        "error"     why the last start or reload did not work; "" if it did
+        "error"     why the last start or reload failed; "" if it did not
         "rotation-error"    the same of the last rotation
         "read"      {FILE: when it was last changed, as `stat -c %.9Y` says it}, of the last reading
         "read-at"   when that was
         "roles"     {ROLE: "...WXYZ, until 2026-12-01T08:00:00Z", or "none"}
-        "clients"   who sees another instance, and who gets another role, than everybody else
+        "clients"   those that see an instance, or get a role, of their own
         "events"    those that have begun
-        "faults"    those that strike
+        "faults"    those that are active
     """
 
     def __init__(self, directory: Optional[str] = None, clock: Callable[[], float] = time.time):
@@ -6585,7 +6587,7 @@ class State:
         self.update({name: self._fields[name] + 1, **fields})
 
     def note_reading(self, changes: Dict[str, str]) -> None:
-        """Note the files that are read now; it is written with what comes of it."""
+        """Note the files that are read now; the outcome is written with them."""
         self._fields = {**self._fields, "read": changes, "read-at": utc(self._clock())}
 
     def update(self, fields: dict) -> None:
@@ -6623,7 +6625,7 @@ def read_state(directory: Optional[str]) -> Dict[str, Any]:
 
 
 def changes_of(paths: Iterable[str]) -> Dict[str, str]:
-    """Tell when each file was last changed, as `stat -c %.9Y` does; "" of one that is not there."""
+    """Tell when each file was last changed, as `stat -c %.9Y` does; "" of one that does not exist."""
     changes = {}
     for path in paths:
         changes[path] = ""
@@ -6651,7 +6653,7 @@ def state_in_words(state: Dict[str, Any]) -> List[str]:
 
 
 def file_remark(path: str, changed: str) -> str:
-    """Say, of a file that was read, when it had been changed, and whether it has been since."""
+    """Say when a file that was read last changed, and whether it has changed since."""
     if changes_of([path])[path] != changed:
         return ", changed since then; remedy: service fake-metadata reload"
     return ", changed at %s" % utc(float(changed)) if changed else ", not found"
@@ -6663,8 +6665,8 @@ class Service:
     """The service as a whole: configuration, credentials, signer, log, server.
 
     `read_config` returns the Configuration, at the start and at each reload; its errors are
-    ConfigErrors. `address` and `log` win over the configuration. `complain` is told, beside the
-    log, why there are no new credentials. `files` are those whose age the state tells. To be used
+    ConfigErrors. `address` and `log` win over the configuration. `complain` is told, like the
+    log, why there are no new credentials. `files` are those whose age the state has. To be used
     in one thread; `run` is its loop.
     """
 
@@ -6694,7 +6696,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Return the address at which clients on this box find it, once it is open."""
+        """Return the URL at which clients on this box find the service, once it is open."""
         address, port = self.server.server_address[:2]
         return url_of({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address), port)
 
@@ -6754,7 +6756,7 @@ class Service:
         self._adopt(config, credentials, service)
 
     def rotate(self) -> None:
-        """Make new credentials of all roles now; the log and the state say when they are there."""
+        """Make new credentials of all roles now; the log and the state say when they are ready."""
         self.log.say("new credentials requested")
         for credentials in self.credentials.values():
             credentials.refresh()
@@ -6807,7 +6809,7 @@ class Service:
         return read_config()
 
     def _finish_rotation(self):
-        """Say what has become of a rotation."""
+        """Report the outcome of a rotation."""
         self._is_rotating = False
         served, trouble = self._served(), self.trouble()
         roles = ["%s %s" % role for role in served["roles"].items()]
@@ -6815,13 +6817,13 @@ class Service:
         self._state.count("rotations", {"rotation-error": trouble, **served})
 
     def _served(self):
-        """Return what the state says of what is served now."""
+        """Describe what is served now, for the state."""
         roles = {role: credentials.in_words() for role, credentials in self.credentials.items()}
         return {"roles": roles, "clients": self.server.service.clients_in_words(),
                 **self.server.service.under_way()}
 
     def _text_at(self, path):
-        """Return what is served at a path, once it is there."""
+        """Return the text that is served at a path, once there is one."""
         found = self.server.service.find(path)
         if isinstance(found, SignedDocument) and not self._keeps_identity():
             return "(signed with a new key at each start)"
@@ -6840,7 +6842,7 @@ class Service:
         return () if self._address_option else self.config["server"]["addresses"]
 
     def _move(self, config):
-        """Listen where a configuration says, and tell the log what is new of that."""
+        """Listen where a configuration says, and log what has changed."""
         before = self.server.places
         self.server.move(self._addresses(config))
         for place in set(before).difference(self.server.places):
@@ -6865,7 +6867,7 @@ class Service:
         return credentials, signer, service
 
     def _make_signer(self, config):
-        """Make the signer of the identity document, unless that of before can go on."""
+        """Make the signer of the identity document, unless the former one can go on."""
         identity = configured_identity(config["instance-identity"])
         if self.signer and self.signer.identity == identity:
             return self.signer
@@ -6881,7 +6883,7 @@ class Service:
             self.signer.start()
 
     def _look_around(self):
-        """Each second refresh what credentials are due; tell log and state what has changed."""
+        """Each second, refresh credentials that are due, and update log and state."""
         self.server.call_later(SWEEP_SECONDS, self._look_around)
         for credentials in self.credentials.values():
             credentials.refresh_if_needed()
@@ -6889,7 +6891,7 @@ class Service:
         self._state.update(self._served())
 
     def _forget_instances(self):
-        """Each hour forget what clients asked for that may be gone."""
+        """Each hour, forget the instances of clients, which may be gone."""
         self.server.call_later(FORGET_SECONDS, self._forget_instances)
         self.server.service.forget()
 
@@ -6920,12 +6922,12 @@ class Service:
                     self.log.say(readable_by_others(path))
 
     def _tell_idle_settings(self):
-        """Log what the configuration says without effect."""
+        """Log the settings that have no effect."""
         for words in idle_settings(self.config, self.server.service):
             self.log.say(words)
 
     def _adopt(self, config, credentials, service):
-        """Put what a reload has made in the place of the old."""
+        """Replace the old parts by those that a reload has made."""
         former, self.credentials = self.credentials, credentials
         self.config = config
         self.server.service = service
@@ -7097,7 +7099,7 @@ class RunningService:
         self._thread = threading.Thread(target=service.run, name="fake-metadata", daemon=True)
 
     def start(self) -> None:
-        """Begin to serve; who has connected before is served too."""
+        """Begin to serve, also clients that have connected already."""
         self._thread.start()
 
     @property
@@ -7107,13 +7109,13 @@ class RunningService:
 
     @property
     def environ(self) -> Dict[str, str]:
-        """Return the environment of this process, but that AWS clients find this service in it."""
+        """Return the environment of this process, made for AWS clients to find this service."""
         region = ZONE.fullmatch(self._service.config["instance"]["availability-zone"])["region"]
         return client_environment(os.environ, self.url, region)
 
     @property
     def requests(self) -> List[Asked]:
-        """Return what was asked since the last look, the last 10,000 at most."""
+        """Return the requests since the last call, the last 10,000 at most."""
         return self._in_its_thread(self._take_requests)
 
     def rotate(self) -> None:
@@ -7409,7 +7411,7 @@ def capture(client: MetadataClient, now: float) -> Tuple[str, List[str]]:
 class MetadataClient:
     """A client of another metadata service: IMDSv2 where it gives session tokens, else IMDSv1.
 
-    It asks no proxy, follows no redirect, and reads so much and no more. Raises CaptureError.
+    It uses no proxy, follows no redirect, and limits what it reads. Raises CaptureError.
     """
 
     def __init__(self, url: str):
@@ -7435,12 +7437,12 @@ class MetadataClient:
             self._headers[TOKEN_HEADER] = body.strip().decode()
 
     def look_at(self, path: str) -> Optional[bytes]:
-        """Return what is at a path; None if there is nothing, whatever the status says."""
+        """Return the body at a path; None for any status but 200."""
         status, body = self._answer(path)
         return body if status == 200 else None
 
     def get(self, path: str) -> Optional[bytes]:
-        """Return what is at a path that is listed; None if there is nothing, or a redirect."""
+        """Return the body at a listed path; None for a 404 or a redirect."""
         status, body = self._answer(path)
         if status == 200:
             return body
@@ -7504,8 +7506,8 @@ def reason_of(error: Exception) -> str:
 class Crawler:
     """Walks through a metadata service.
 
-    `documents` is what it finds: {path: bytes}, with None for credentials and signatures, which are
-    others here; `notes` tell what it cannot take.
+    `documents` is what it finds: {path: bytes}, with None for credentials and signatures, which
+    differ here; `notes` say what it has to leave out.
     """
 
     def __init__(self, client: MetadataClient):
@@ -7529,7 +7531,7 @@ class Crawler:
         self._take_user_data()
 
     def _take_directory(self, path):
-        """Take all that is below a directory."""
+        """Take everything below a directory."""
         self._take_names(path, self._listing(path))
 
     def _take_names(self, path, names):
@@ -7560,7 +7562,7 @@ class Crawler:
             self._take_value(path)
 
     def _take_value(self, path):
-        """Take what is at a path that is listed without a slash; a directory after all, maybe."""
+        """Take the value at a path listed without a slash, or the directory, if it is one."""
         body = self._client.get(path)
         if body is None:
             self._take_directory(path)
@@ -7588,7 +7590,7 @@ class Crawler:
             self.documents["/latest/user-data"] = content
 
     def _listing(self, path):
-        """Return the names in a directory; none if it is not there, or has credentials instead."""
+        """Return the names in a directory; none if it does not exist, or has credentials instead."""
         body = self._client.get(path + "/")
         if body is None:
             body = self._client.get(path) or b""
@@ -7598,7 +7600,7 @@ class Crawler:
         return names_in(body)
 
     def _is_listing(self, path, body):
-        """Tell whether a value is a listing, where directories are not told by a slash.
+        """Tell whether a value is a listing, where no slash marks directories.
 
         Then there is something at what it names, and not the same as everywhere.
         """
@@ -7632,7 +7634,7 @@ def names_in(body: bytes) -> List[str]:
 
 
 def json_value(text: str) -> Any:
-    """Return the value of a JSON document; None if it is none."""
+    """Return the value of a JSON document; None if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -7808,7 +7810,7 @@ def add_user_data(sections: Texts, content: Optional[bytes]) -> None:
 
 
 def add_events(sections: Texts, texts: dict, now: int) -> None:
-    """Add the events that are there, as ones that have come.
+    """Add the events that are served, as ones that have begun.
 
     Not scheduled maintenance: an id of EC2 follows from nothing.
     """
@@ -7829,7 +7831,7 @@ def add_events(sections: Texts, texts: dict, now: int) -> None:
 
 
 def drop_what_is_refused(sections: Texts, now: float) -> None:
-    """Drop facts that do not go together. Raises CaptureError where that does not help."""
+    """Drop facts that contradict each other. Raises CaptureError where that does not help."""
     while True:
         try:
             served_by(sections, now)
@@ -7842,7 +7844,7 @@ def drop_what_is_refused(sections: Texts, now: float) -> None:
 
 
 def leave_out_what_follows(sections: Texts, now: float) -> None:
-    """Leave out facts, or that there is none, where the others make the same."""
+    """Leave out facts, also empty ones, that follow from the others."""
     served = served_by(sections, now)
     for settings in sections.values():
         for key in (*DERIVED, *OMISSIBLE):
@@ -7853,7 +7855,7 @@ def leave_out_what_follows(sections: Texts, now: float) -> None:
 
 
 def served_by(sections: Texts, now: float) -> Dict[str, Optional[bytes]]:
-    """Return what a configuration makes: {path: bytes}, None for credentials and signatures.
+    """Render what a configuration serves: {path: bytes}, None for credentials and signatures.
 
     Raises ConfigError.
     """
@@ -7869,7 +7871,7 @@ def served_by(sections: Texts, now: float) -> Dict[str, Optional[bytes]]:
 
 
 def add_differences(sections: Texts, found: dict, now: float) -> None:
-    """Write into [metadata] what the facts do not make as it was found."""
+    """Write into [metadata] what was found and does not follow from the facts."""
     served = served_by(sections, now)
     present = set(found)
     for path in found:
@@ -7890,7 +7892,7 @@ def add_differences(sections: Texts, found: dict, now: float) -> None:
 
 
 def missing_part(path: str, present: Set[str]) -> str:
-    """Return the uppermost directory of a path that is not there, or the path itself."""
+    """Return the uppermost directory of a path that does not exist, or the path itself."""
     return next((part for part in parents_of(path)[1:] if part not in present), path)
 
 
@@ -7904,7 +7906,7 @@ def is_same(one: Optional[bytes], other: Optional[bytes]) -> bool:
 
 
 def add_value(sections: Texts, path: str, text: str) -> None:
-    """Add a path to [metadata], if that can have it."""
+    """Add a path to [metadata], if its keys can have it."""
     for key in (short_path(path), path):
         with contextlib.suppress(ValueError):
             if metadata_key(key) == path and ini_key(key):
@@ -7925,7 +7927,7 @@ def add_role(sections: Texts, path: str) -> None:
 
 
 def differences(sections: Texts, found: dict, now: float) -> List[str]:
-    """Say what a configuration makes otherwise than it was found."""
+    """Say where a configuration serves something else than was found."""
     served, notes = served_by(sections, now), []
     for path in sorted({*found, *served}):
         is_both = path in found and path in served
@@ -7993,7 +7995,7 @@ class Tally:
 
 
 class CredentialsAsked:
-    """Who has asked for credentials, and got them, by the lines of a log.
+    """The clients that have asked for credentials and got them, by the lines of a log.
 
     A client's user agent is its own word, the user is the kernel's: so however many user agents
     one client has, it hides nobody else.
@@ -8026,13 +8028,13 @@ class CredentialsAsked:
 
     @staticmethod
     def _among(table, key, limit, rest):
-        """Return what a table has for a key; for `rest`, if it has enough others."""
+        """Return the entry of a key in a table, or that of `rest` if the table is full."""
         if key not in table and len(table) >= limit:
             key = rest
         return table.setdefault(key, {})
 
     def rows(self) -> List[Tuple[Client, Optional[str], Optional[str], Tally]]:
-        """Return client, user agent, version and tally of each; first who uses IMDSv1."""
+        """Return client, user agent, version and tally of each; users of IMDSv1 first."""
         rows = [(client, agent, version, tally) for client, agents in self._clients.items()
                 for agent, tallies in agents.items() for version, tally in tallies.items()]
         return sorted(rows, key=lambda row: (
@@ -8091,7 +8093,7 @@ class CredentialsAsked:
 
 
 def version_asked(line: str, version: Optional[str]) -> Optional[str]:
-    """Return how credentials were asked for, by a logged request line; "" if others were."""
+    """Return the version of a logged request for credentials; "" if it is for something else."""
     match = LOGGED_GET.fullmatch(line)
     path = canonical_path(match.group(1)) if match else ""
     if CONTAINER_PATH.fullmatch(path):
@@ -8210,7 +8212,7 @@ def split_command_line(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]
 
 
 def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argparse.Namespace:
-    """Parse what stands in front of COMMAND; end with 2 where both do not go together."""
+    """Parse what precedes COMMAND; exit with 2 where the two cannot be combined."""
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.capture is not None and (options.address or options.config or options.set):
@@ -8254,7 +8256,7 @@ def run(options: argparse.Namespace, command: Optional[List[str]]) -> int:
 def config_reader(
     options: argparse.Namespace, environ: Dict[str, str] = os.environ
 ) -> Callable[[], Configuration]:
-    """Return a function that reads the configuration of a command line, again and again."""
+    """Return a function that reads the configuration of a command line anew."""
     files = [ConfigFile(path) for path in options.config]
     return functools.partial(load_config, files, options.set, environ)
 
@@ -8262,7 +8264,7 @@ def config_reader(
 def address_option(options: argparse.Namespace) -> Optional[Tuple[str, int]]:
     """Return the address of a command line, if there is one.
 
-    Raises ValueError, not with its text: it may be a secret, behind a --set without a "=".
+    Raises ValueError without its text, which may be a secret, after a --set without "=".
     """
     if options.address is None:
         return None
@@ -8285,7 +8287,7 @@ def check_config(options: argparse.Namespace) -> int:
 
 
 def print_overlay(options: argparse.Namespace) -> int:
-    """Show or change what is set until the next boot, and say what is different.
+    """Show or change what is set until the next boot, and say what has changed.
 
     With RUNTIME_DIRECTORY in the environment `show` also says what is served.
     """
