@@ -262,7 +262,7 @@ class Mistakes:
         self._places = places
 
     def attempt(self, step: Callable, *arguments: Any) -> Any:
-        """Call something; return what it returns, or None if the configuration is wrong for it."""
+        """Call a step; return its result, or None if it raises ConfigError, which is noted."""
         try:
             return step(*arguments)
         except ConfigError as error:
@@ -1809,7 +1809,7 @@ FAILURE_MESSAGES = {
 
 
 def failure_document(code: str, message: str, now: float) -> str:
-    """Render what stands in place of credentials (IAM User Guide, troubleshooting EC2 roles)."""
+    """Render the document in place of credentials (IAM User Guide, troubleshooting EC2 roles)."""
     return pretty_json({"Code": code, "Message": message, "LastUpdated": utc(now)})
 
 
@@ -1867,7 +1867,7 @@ def profile_remedy(name: str, files: Iterable[str]) -> str:
 
 
 def copy_remedy(words: str) -> str:
-    """Say how to copy a file, as a shell writes it, for the user of the service on a box."""
+    """Say how to copy a file, given as a shell has it, for the user of the service on a box."""
     return "remedy: sudo install -o %s -m 400 %s %s; then write file = %s in %s" % (
         SERVICE_USER, words, BOX_CREDENTIALS, BOX_CREDENTIALS, "/etc/fake-metadata.conf")
 
@@ -1883,7 +1883,7 @@ def process_keys(settings: dict, randomness: Randomness, cancelled: threading.Ev
 
 
 def profile_files(settings: dict) -> Tuple[str, ...]:
-    """Name the files in which a profile is looked for, as the AWS CLI does."""
+    """List the files to search for a profile, as the AWS CLI does."""
     if settings["file"]:
         return (os.path.expanduser(settings["file"]),)
     return (
@@ -2212,7 +2212,7 @@ class RefreshableCredentials:
             self._thread.join(wait)
 
     def _is_due(self, now):
-        """Tell whether new credentials are due, be it because the clock was set back."""
+        """Tell whether new credentials are due, or the clock was set back."""
         credentials = self._credentials
         return not credentials or not credentials.last_updated - 1 <= now < self._refresh_at
 
@@ -2941,7 +2941,7 @@ class MetadataService:
     def fault_actions(
         self, path: str, has_token: bool, tree: Optional[InstanceTree] = None
     ) -> Dict[str, Strike]:
-        """Find out what the faults that match a request do to it."""
+        """Merge the actions of the faults that match a request."""
         tree = tree or self._usual
         now, found = self.clock(), tree.find(path)
         return merged_actions([
@@ -3969,7 +3969,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise ConnectionAbortedError("closed by the client")
 
     def has_lost_client(self):
-        """Tell whether the client of a postponed request closed after bytes that are still unread."""
+        """Tell whether the client of a postponed request closed after bytes that are unread."""
         if not self.request:
             return False
         return self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != ESTABLISHED
@@ -4318,7 +4318,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.requests.append(self.request.asked(code))
 
     def client_in_words(self):
-        """Say for the log how the client asks, and which user of this box it is."""
+        """Describe the client for the log: version of IMDS, and user if it is on this box."""
         words = self.request.version
         if self.server.has_address(plain_address(self.client_address)):
             words += " user=" + (self.user() or "?")
@@ -4343,7 +4343,7 @@ class InstanceForm:
         return HTTPError(404)
 
     def failure(self, status, code, message, now):
-        """Render what stands in place of credentials: a 200 with another "Code" than Success."""
+        """Render the document in place of credentials: a 200 with another "Code" than Success."""
         return Document(failure_document(code, message, now), modified=now)
 
 
@@ -6075,7 +6075,7 @@ class ConfigFile:
         self._kept = None
 
     def read(self, mistakes: Mistakes) -> List[Setting]:
-        """Return its settings, and note what is wrong with it."""
+        """Return the settings, and note what is wrong."""
         try:
             content = self._kept if self._kept is not None else self._content()
             return read_settings(content.decode("utf-8-sig"), self.name, mistakes)
@@ -6102,7 +6102,7 @@ class ConfigText(NamedTuple):
     name: str = "configuration"
 
     def read(self, mistakes: Mistakes) -> List[Setting]:
-        """Return its settings, and note what is wrong with it."""
+        """Return the settings, and note what is wrong."""
         return read_settings(self.text, self.name, mistakes)
 
 
@@ -6296,7 +6296,7 @@ def shown_section(section: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Name the nearest of what is known, or all of it."""
+    """Suggest the nearest known name, or list them all."""
     near = difflib.get_close_matches(name, known, 1, 0.5)
     if near:
         return "; did you mean %s?" % near[0]
@@ -6583,7 +6583,7 @@ class State:
                 self._fields[name] = former[name]
 
     def count(self, name: str, fields: dict) -> None:
-        """Note one more start, reload or rotation, and what became of it."""
+        """Count a start, reload or rotation, and note its outcome."""
         self.update({name: self._fields[name] + 1, **fields})
 
     def note_reading(self, changes: Dict[str, str]) -> None:
@@ -6625,7 +6625,7 @@ def read_state(directory: Optional[str]) -> Dict[str, Any]:
 
 
 def changes_of(paths: Iterable[str]) -> Dict[str, str]:
-    """Tell when each file was last changed, as `stat -c %.9Y` does; "" of one that does not exist."""
+    """Tell when each file was last changed, as `stat -c %.9Y` does; "" without a file."""
     changes = {}
     for path in paths:
         changes[path] = ""
@@ -7590,7 +7590,7 @@ class Crawler:
             self.documents["/latest/user-data"] = content
 
     def _listing(self, path):
-        """Return the names in a directory; none if it does not exist, or has credentials instead."""
+        """Return the names in a directory; none if it is missing, or has credentials instead."""
         body = self._client.get(path + "/")
         if body is None:
             body = self._client.get(path) or b""
@@ -8308,7 +8308,7 @@ def print_overlay(options: argparse.Namespace) -> int:
 
 
 def print_who(options: argparse.Namespace) -> int:
-    """Print who has asked for credentials, by the files of a log; 1 if one cannot be read."""
+    """Print who has asked for credentials, from logs; return 1 if one cannot be read."""
     asked, code = CredentialsAsked(), 0
     for path in options.who:
         try:
