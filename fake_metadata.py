@@ -1855,7 +1855,12 @@ def profile_keys(settings: dict, randomness: Randomness, cancelled: threading.Ev
             return keys_of_profile(fields, path)
     raise SourceError(
         "no profile %r with an access key ID in %s; %s" % (
-            name, " or ".join(files), profile_remedy(name, files)))
+            name, " or ".join(map(with_absence, files)), profile_remedy(name, files)))
+
+
+def with_absence(path: str) -> str:
+    """Name a file, and say so if it does not exist."""
+    return path if os.path.exists(path) else path + " (no such file)"
 
 
 def profile_remedy(name: str, files: Iterable[str]) -> str:

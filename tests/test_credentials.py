@@ -615,8 +615,8 @@ def test_bad_profile(aws_file, content, name, reason):
 
 
 def test_profile_without_its_file(aws_file):
-    """A file that is not there is a failure of the source."""
-    with pytest.raises(SourceError, match="no profile"):
+    """A file that is not there is a failure of the source, which says so."""
+    with pytest.raises(SourceError, match=r"no profile .* in \S+ \(no such file\); "):
         aws_file(None)
 
 
