@@ -452,7 +452,7 @@ connects() {
 
 # Another tool for the same address may keep its rules, or what is left of them: ours come first.
 say_foreign_rules() {
-    foreign_rules | sed "s/^/another program has a packet rule for the same address: /"
+    foreign_rules | sed "s/^/another program has a packet rule for this address: /"
 }
 
 check_supervisor() {
@@ -903,7 +903,7 @@ install_package() {
     need_dpkg
     check_sources
     [ -z "$SUPERVISE" ] || [ -z "${FAKE_METADATA_NO_START-}" ] ||
-        die "--no-start does not work under a supervisor, which starts what it finds: omit it"
+        die "a supervisor starts the service as soon as it is registered: omit --no-start"
     check_same_settings
     [ -n "$(package_status)" ] || FRESH=yes
     check_box
@@ -1355,7 +1355,7 @@ check_round_trip() {
     esac
     while read -r rule; do
         [ -z "$rule" ] ||
-            note "another program has a packet rule for the same address, after ours: $rule"
+            note "another program has a packet rule for this address; $NAME comes first: $rule"
     done <<LINES
 $(foreign_rules)
 LINES

@@ -156,7 +156,7 @@ def assert_well(box, row):
     said = box.ok(CHECK)
     notes = [line for line in said.splitlines() if line.startswith("note ")]
     assert any("ARP" in note and "net.ipv4.conf.lan0.arp_ignore=1" in note for note in notes), said
-    assert bool(row.named) == any("after ours: " + row.named in note for note in notes), said
+    assert bool(row.named) == any("comes first: " + row.named in note for note in notes), said
     assert len(notes) == 1 + bool(row.named), said
 
 
