@@ -8219,7 +8219,12 @@ def split_command_line(argv: List[str]) -> Tuple[List[str], Optional[List[str]]]
 def parse_arguments(arguments: List[str], command: Optional[List[str]]) -> argparse.Namespace:
     """Parse what precedes COMMAND; exit with 2 where the two cannot be combined."""
     parser = make_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.address and not rest[0].startswith("-"):
+        parser.error("to run a command, put -- in front of it: %s -- %s" % (
+            parser.prog, " ".join([options.address] + rest)))
+    if rest:
+        parser.error("unrecognized arguments: " + " ".join(rest))
     if options.capture is not None and (options.address or options.config or options.set):
         parser.error("--capture takes no HOST, --config or --set")
     if options.json and not options.who:

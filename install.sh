@@ -1158,6 +1158,7 @@ check_all() {
     check_round_trip
     note_own_service
     note_arp
+    note_bridges
     check_log
     check_source
     check_variables
@@ -1441,11 +1442,30 @@ lan_interfaces() {
         done
 }
 
+# Containers behind a bridge that CONTAINERS does not name are refused, which looks like a fault.
+note_bridges() {
+    unnamed=''
+    for folder in /sys/class/net/*/bridge; do
+        interface=$(basename "${folder%/bridge}")
+        case $interface in docker0 | br-* | podman* | virbr*)
+            is_named "$interface" || unnamed="$unnamed $interface" ;;
+        esac
+    done
+    [ -z "$unnamed" ] || note "containers and VMs behind these bridges have no access:$unnamed" \
+        "to give it to them, name the bridges in CONTAINERS in $DEFAULTS, then: service $NAME reload"
+}
+
 is_for_containers() {
+    is_named "$1" && return
+    [ -d "/sys/class/net/$1/bridge" ] && ! ls -d "/sys/class/net/$1/brif/"*/device >/dev/null 2>&1
+}
+
+# Does CONTAINERS have this interface?
+is_named() {
     for name in $(each "$CONTAINERS"); do
         case $name,$1 in "$1,$1" | *+,"${name%+}"*) return 0 ;; esac
     done
-    [ -d "/sys/class/net/$1/bridge" ] && ! ls -d "/sys/class/net/$1/brif/"*/device >/dev/null 2>&1
+    return 1
 }
 
 check_log() {

@@ -79,6 +79,7 @@ def test_exit_status(command, status, error):
     (["--test-config", "--", "true"], "COMMAND cannot be combined with an option"),
     (["--certificate", "--", "true"], "COMMAND cannot be combined with an option"),
     (["--nonsense", "--", "true"], "unrecognized arguments: --nonsense"),
+    (["aws", "configure", "list"], "put -- in front of it: fake_metadata.py -- aws configure list"),
 ])
 def test_what_does_not_go_together(arguments, error):
     """HOST and COMMAND, and the like, are an error of usage."""

@@ -210,6 +210,13 @@ def test_settings_that_change(boot, init):
     assert "-i docker0" in "".join(ours(box))
     box.ok("CONTAINERS= PORT=8000 " + INSTALL)
     assert serves(box) and len(ours(box)) == 2
+
+    box.ok("ip link add docker0 type bridge && ip link add other0 type bridge")
+    assert "note      containers and VMs behind these bridges have no access: docker0; " in (
+        box.ok(SERVICE + "check"))
+    set_defaults(box, "CONTAINERS=docker0")
+    assert "have no access" not in box.ok(SERVICE + "reload && " + SERVICE + "check")
+    box.ok("ip link del docker0 && ip link del other0")
     box.ok(PURGE)
     assert difference(before, box.snapshot()) == []
 
