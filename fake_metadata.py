@@ -87,7 +87,7 @@ import zlib
 from typing import Any, Callable, Dict, Iterable, Iterator, List
 from typing import NamedTuple, Optional, Set, Tuple, Union
 
-VERSION = "1.7"
+VERSION = "1.8"
 
 
 # ---------------------------------------------------------------- names and limits ------------

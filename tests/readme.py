@@ -18,8 +18,8 @@ PLACES = {
     "One command": "shell",
     "One shell": "shell",
     "On a box": "box",
-    "Work with the service": "box",
-    "No credentials?": "box",
+    "Manage the service": "box",
+    "Diagnose": "box",
     "Upgrade, repair, uninstall": "box",
     "Vagrant, images, many boxes": "box",
     "Containers and VMs": "docker",
@@ -34,10 +34,10 @@ PLACES = {
     "Spot interruption and rebalance recommendation": "shell",
     "IMDSv2 only": "shell",
     "GovCloud and China": "shell",
-    "Become a real instance": "shell",
+    "Copy a real instance": "shell",
     "Move from amazon-ec2-metadata-mock": "shell",
     "Container credentials and further roles": "shell",
-    "The report": "box",
+    "Usage report": "box",
     "Signatures": "box",
     "Tested with": "nowhere",
 }
@@ -49,7 +49,7 @@ NOT_RUN = {
     "aws sso login --profile dev": "needs an identity provider and a browser",
     "sh tests/run.sh": "would run this very test again; CI runs it",
     "sh tests/run.sh boxes": "the same",
-    "python3 tests/bench.py": "minutes of load",
+    "python3 tests/bench.py": "takes minutes",
 }
 
 # Commands within the text that are run on a box, by test_readme_box.py.

@@ -59,9 +59,9 @@ def prepare(box, section):
         box.run("dpkg --purge fake-metadata")
     else:
         box.ok("[ -d /apps ] || " + INSTALL)
-    if section == "No credentials?":
+    if section == "Diagnose":
         box.ok("rm /run/fake-metadata/set.conf && service fake-metadata reload")
-    if section == "The report":
+    if section == "Usage report":
         box.write(LOG, "".join(LINE % line for line in LOGGED))
 
 
@@ -113,7 +113,7 @@ def is_verified(box, printed):
 # Section -> what must be true then, where the README does not show it.
 CHECKS = {
     "On a box": serves_keys,
-    "Work with the service": shows_the_notice_and_takes_it_back,
+    "Manage the service": shows_the_notice_and_takes_it_back,
     "Upgrade, repair, uninstall": is_gone,
     "Vagrant, images, many boxes": is_another_instance,
     "Real keys": serves_the_profile,
@@ -142,7 +142,7 @@ def test_actions(box, shell):
 
 def test_report_for_programs(box, shell):
     """The report as JSON names the clients of the table."""
-    prepare(box, "The report")
+    prepare(box, "Usage report")
 
     clients = json.loads(box.ok("service fake-metadata who --json"))["clients"]
 
