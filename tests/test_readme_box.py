@@ -39,10 +39,7 @@ def box(tmp_path_factory):
     """A box with a copy of the product's folder, and nothing installed yet."""
     with Box("sysvinit", tmp_path_factory.mktemp("readme")) as booted:
         booted.copy_product()
-        booted.ok("mkdir /root/.aws")
         booted.write("/root/.curlrc", "silent\n")
-        booted.write("/root/.aws/credentials", "[default]\naws_access_key_id = "
-                     "ASIAIOSFODNN7EXAMPLE\naws_secret_access_key = other\n")
         yield booted
 
 
@@ -59,8 +56,12 @@ def prepare(box, section):
         box.run("dpkg --purge fake-metadata")
     else:
         box.ok("[ -d /apps ] || " + INSTALL)
+    if section == "Real keys":
+        box.ok("mkdir /root/.aws")
+        box.write("/root/.aws/credentials", "[default]\naws_access_key_id = ASIAIOSFODNN7EXAMPLE\n"
+                  "aws_secret_access_key = other\n")
     if section == "Diagnose":
-        box.ok("rm /run/fake-metadata/set.conf && service fake-metadata reload")
+        box.ok("rm -f /run/fake-metadata/set.conf && service fake-metadata reload")
     if section == "Usage report":
         box.write(LOG, "".join(LINE % line for line in LOGGED))
 
