@@ -1372,7 +1372,7 @@ refusal_since() {
 check_way() {
     before=$PROBLEMS
     [ -z "$1" ] || problem "$proof; the log says: $1" \
-        "remove that from $CONFIG and reload, or unset it (to see what is set: service $NAME show)"
+        "remove that setting from $CONFIG and reload, or unset it (see: service $NAME show)"
     [ -n "$(ip link show dev lo up 2>/dev/null)" ] ||
         problem "$proof: lo is down" "ip link set dev lo up"
     while read -r rule; do
