@@ -1452,7 +1452,7 @@ note_bridges() {
         esac
     done
     [ -z "$unnamed" ] || note "containers and VMs behind these bridges have no access:$unnamed" \
-        "to give it to them, name the bridges in CONTAINERS in $DEFAULTS, then: service $NAME reload"
+        "to let them in, add the bridges to CONTAINERS in $DEFAULTS, then: service $NAME reload"
 }
 
 is_for_containers() {
