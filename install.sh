@@ -1095,7 +1095,7 @@ try:
 except (OSError, ValueError, KeyError, ImportError) as error:
     print("a session token, but no credentials: %s" % shown(error))
     sys.exit(2)
-print("credentials of role %s: ...%s, valid until %s, rotated at %s" % (
+print("credentials of role %s: ...%s, valid until %s, next rotation at %s" % (
     shown(role), shown(found["AccessKeyId"][-4:]), utc(until), utc(rotation)))
 PYTHON
 }
