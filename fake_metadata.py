@@ -929,9 +929,9 @@ class Instance(types.SimpleNamespace):
     """The facts of an instance, or of one of its network interfaces, tags, volumes or roles.
 
     None stands for a fact that the instance does not have. Names are those of the configuration:
-    ami-id is i.ami_id. `describe_instance` derives the facts that last; MetadataService adds
-    once what is not a fact of EC2, such as credentials, and the facts of events and i.now each time
-    it builds the tree.
+    ami-id is i.ami_id. `describe_instance` derives the facts that do not change. MetadataService
+    adds the rest: credentials and the like once, i.now and the facts of events each time it builds
+    the tree.
     """
 
 
@@ -3965,7 +3965,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.resume(self)
 
     def look_at_client(self):
-        """Return what to wait for next: nothing but time, once another request has come."""
+        """Choose what to wait for next: only for time, once another request has come."""
         try:
             if self.connection.recv(1, socket.MSG_PEEK):
                 return NOTHING
@@ -4330,7 +4330,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return words
 
     def log_message(self, format, *args):
-        """Log what is not about a request."""
+        """Log a message that is not about a request."""
         self.server.log.say(format % args)
 
 
@@ -5419,7 +5419,7 @@ def escape(match: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what is not printable: it could move the cursor of a terminal."""
+    """Replace characters that are not printable: they could move the cursor of a terminal."""
     for char in set(text):
         if not char.isprintable():
             text = text.replace(char, "?")
@@ -5737,7 +5737,7 @@ FAULT_ACTIONS = {
     "truncate": whole_number(0, 999999999),
 }
 
-# When a fault strikes, and how often.
+# When a fault applies, and how often.
 FAULT_LIMITS = {
     "from": when,
     "for": duration,

@@ -1038,7 +1038,7 @@ finish() {
         return
     fi
     prove
-    say "$NAME runs on port $PORT and answers every AWS client on this box."
+    say "$NAME runs on port $PORT and answers AWS clients on this box."
     starts_at_boot || say "The service is disabled: it does not start at boot."
     say "Configuration: $CONFIG (after an edit: service $NAME reload)"
     say "Log: $LOG_DIR/server.log"
