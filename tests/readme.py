@@ -103,6 +103,11 @@ def blocks():
     return found
 
 
+def without_blocks():
+    """Return the text of the README around its blocks."""
+    return re.sub("^```.*?^```$", "", readme(), flags=re.M | re.S)
+
+
 def place_of(block):
     """Return where a block is run: what needs sudo needs a box, in any section."""
     place = PLACES[block.section]
@@ -135,8 +140,8 @@ def commands_of(block):
     found = []
     for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
         lines = part.splitlines()
-        command = split_commands(lines)[0]
-        found.append((command, "\n".join(lines[len(command.splitlines()):])))
+        length = next(n for n in range(1, len(lines) + 1) if ends_whole(lines[:n]))
+        found.append(("\n".join(lines[:length]), "\n".join(lines[length:])))
     return found
 
 
@@ -145,15 +150,17 @@ def split_commands(lines):
     commands, open_lines = [], []
     for line in lines:
         open_lines.append(line)
-        command = "\n".join(open_lines)
-        if not line.endswith("\\") and is_whole(command):
-            commands.append(command)
+        if ends_whole(open_lines):
+            commands.append("\n".join(open_lines))
             open_lines = []
+    assert not open_lines, "no whole command: %s" % "\n".join(open_lines)
     return [command for command in commands if command.strip()]
 
 
-def is_whole(command):
-    return subprocess.run(["bash", "-n", "-c", command], stderr=subprocess.DEVNULL).returncode == 0
+def ends_whole(lines):
+    """Tell whether a shell has a whole command at the end of some lines."""
+    parsed = subprocess.run(["bash", "-n", "-c", "\n".join(lines)], stderr=subprocess.DEVNULL)
+    return not lines[-1].endswith("\\") and parsed.returncode == 0
 
 
 def without_remark(command):

@@ -24,6 +24,7 @@ from readme import (
     commands_of,
     configurations,
     sections_at,
+    without_blocks,
     without_remark,
 )
 from service import PROGRAM, ROOT, readme
@@ -190,8 +191,7 @@ OF_OTHERS = re.compile("ec2-metadata-mock |firewall-cmd|nft flush|journalctl|(np
 
 def inline_commands():
     """Return all commands within the text, each once."""
-    text = re.sub("^```.*?^```$", "", readme(), flags=re.M | re.S)
-    return list(dict.fromkeys(INLINE.findall(text)))
+    return list(dict.fromkeys(INLINE.findall(without_blocks())))
 
 
 @pytest.mark.parametrize("command", RUN_INLINE)
@@ -270,7 +270,7 @@ def test_last_command_of_ci(shell):
 
 def test_links():
     """Each link within the README leads to a heading."""
-    headings = re.findall("^#+ (.*)$", readme(), re.M)
+    headings = re.findall("^#+ (.*)$", without_blocks(), re.M)
     anchors = {re.sub("[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
                for heading in headings}
 
