@@ -327,6 +327,7 @@ def rows():
         if of_sections:
             kinds = of_sections
         else:
+            assert cells[3], "no meaning: " + line
             forms = re.findall("`([^`]+)`", cells[2])
             found.append(Row(kinds, cells[0].strip("`"), cells[1], forms))
     return found
