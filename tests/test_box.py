@@ -1150,7 +1150,7 @@ def test_former_lines_that_do_not_pair(sysvinit):
     copy_former(sysvinit)
     sysvinit.ok("sh former/install.sh && sed -i '/fake-metadata end/d' " + INTERFACES)
     text = sysvinit.read(INTERFACES)
-    assert "take the lines of fake-metadata out of " + INTERFACES in sysvinit.ok(INSTALL)
+    assert "remove the lines of fake-metadata from " + INTERFACES in sysvinit.ok(INSTALL)
     assert sysvinit.read(INTERFACES) == text and serves(sysvinit)
 
 
@@ -1493,7 +1493,7 @@ def test_quoted_defaults(installed):
 def test_init_script_that_an_admin_deleted(installed):
     """dpkg -i does not bring it back, as for any conffile, and says what does; the next install."""
     installed.ok("rm /etc/init.d/fake-metadata && " + BUILD)
-    assert "brings it back" in installed.ok("dpkg -i " + DEB)
+    assert "to restore it: sudo sh install.sh" in installed.ok("dpkg -i " + DEB)
     installed.ok("dpkg -l fake-metadata | grep '^ii' && " + INSTALL)
     assert serves(installed)
 
@@ -1749,7 +1749,7 @@ def test_set_that_does_nothing(unset):
     """What does nothing as the rest of the configuration is says so."""
     result = unset.run(SERVICE + "set tags.Name x")
     assert result.code == 0 and "tags.Name = x (until" in result.out
-    assert OVERLAY + ":2: [tags]: not served, unless" in result.err
+    assert OVERLAY + ":2: [tags]: not served unless" in result.err
     assert unset.run(SERVICE + "set metadata-options.instance-metadata-tags enabled").err == ""
 
 
