@@ -463,7 +463,7 @@ check_supervisor() {
 check_port() {
     [ -z "$(listeners)" ] || port_is_ours ||
         die "port $PORT is in use by $(port_owner): stop that program," \
-            "or choose another port: sudo PORT=$((PORT + 1)) sh install.sh"
+            "or choose another port: sudo PORT=$((PORT < 65535 ? PORT + 1 : 8000)) sh install.sh"
 }
 
 # Print who listens at the target of the redirect, with user, and as root with pid.
