@@ -698,12 +698,14 @@ def test_fault_of_credentials_waits_for_credentials(make_metadata, what):
 @pytest.mark.parametrize("method, path", [
     ("GET", CREDENTIALS), ("GET", META), ("GET", META + "iam/info"), ("GET", "/latest/user-data"),
     ("GET", "/v2/credentials/BaseIAMRole"), ("GET", "/"), ("HEAD", META), ("OPTIONS", META)])
-def test_shortened(make_metadata, action, length, method, path):
+def test_shortened(make_metadata, clock, action, length, method, path):
     """A body can be cut off, or left out: all else is as if it were whole."""
-    text = "[credentials]\n%s[user-data]\ntext = %s\n" % (STATIC, "x" * 50)
-    whole = ask(make_metadata(text), path, method)
+    metadata = make_metadata("[credentials]\n%s[user-data]\ntext = %s\n[faults]\nx = /* %s from +1s"
+                             % (STATIC, "x" * 50, action))
+    whole = ask(metadata, path, method)
+    clock.now += 1
 
-    short = ask(make_metadata(text + "[faults]\nx = /* %s\n" % action), path, method)
+    short = ask(metadata, path, method)
 
     size = int(re.search(r"Content-Length: (\d+)", whole.head).group(1))
     cut = whole.head.replace("Content-Length: %d\r" % size,
