@@ -60,6 +60,11 @@ ON_A_BOX = {
     "sudo service fake-metadata set server.allowed-hosts imds.test",
 }
 
+# The README speaks to a user who may become root; on a box it is root who types.
+SUDO = """
+sudo() { env "$@"; }
+"""
+
 COMMANDS = ("sh", "console")
 FILE_NAME = re.compile(r"(?:#|//) (\S+\.\w+|Vagrantfile)")
 SERVES = re.compile(r"python3 fake_metadata\.py(?!.* (--|--capture|--certificate|--who)( |$))")

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from box import HOME, Box, Neighbour, layer, why_not
-from readme import Shell, sections_at
+from readme import SUDO, Shell, sections_at
 from service import readme, wait_for
 from test_box import (
     AS_NOBODY,
@@ -232,9 +232,8 @@ def test_rootless(docker, network):
 
 
 # What Docker of this box needs beside what the README says: the images have no /usr of their own.
-README_HEAD = """
+README_HEAD = SUDO + """
 cd %s
-sudo() { env "$@"; }
 docker() {
     verb=$1
     shift

@@ -5,16 +5,15 @@ import re
 import pytest
 
 from box import HOME, Box, why_not
-from readme import ON_A_BOX, Shell, sections_at
+from readme import ON_A_BOX, SUDO, Shell, sections_at
 from service import CREDENTIALS, readme
 from test_box import GET, INSTALL, LOG, META_DATA, credentials, fact
 
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=why_not() or ""),
               pytest.mark.xdist_group("readme")]
 
-# The README speaks to a user beside the box who may become root there; here it is root on the box.
-HEAD = """
-sudo() { env "$@"; }
+# Of the README's two machines there is one, root's.
+HEAD = SUDO + """
 ssh() { shift; "$@"; }
 scp() { [ -f "$2/install.sh" ]; }
 SECRET=a-secret
