@@ -54,7 +54,7 @@ die() {
 
 # Make the output of a log or a program safe to show: no control characters, lines not too long.
 visible() {
-    LC_ALL=C tr -c '[:print:]\n' '?' | cut -c -300
+    LC_ALL=C tr -c '[:print:]\n' '?' | cut -c -500
 }
 
 is_root() {

@@ -148,3 +148,19 @@ def test_report_for_programs(box, shell):
 
     assert [client["user"] or client["address"] for client in clients] == [
         "deploy", "172.17.0.2", "ann"]
+
+
+def test_profile_that_the_service_cannot_read(box):
+    """Check prints the whole remedy for a credentials file of somebody else."""
+    prepare(box, "a profile")
+    box.ok("mkdir -p /home/ann && chmod 700 /home/ann && touch /home/ann/credentials")
+    box.ok("service fake-metadata set credentials.file /home/ann/credentials")
+    box.ok("service fake-metadata set credentials.source profile")
+
+    said = box.run("service fake-metadata check").out
+
+    assert ("remedy: sudo install -o fake-metadata -m 400 /home/ann/credentials "
+            "/etc/fake-metadata.credentials; then write file = /etc/fake-metadata.credentials in "
+            "/etc/fake-metadata.conf; none are served") in said
+    box.ok("service fake-metadata unset credentials.source && "
+           "service fake-metadata unset credentials.file")
